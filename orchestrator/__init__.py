@@ -1,0 +1,1 @@
+"""Recipes that adapt a language model in stages, and the orchestrator that carries them out."""

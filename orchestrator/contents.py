@@ -1,0 +1,155 @@
+"""What a recipe's names stand for: the files behind a source, and what base models and tokenizers hash to.
+
+A source is a file, a folder, a glob, a hub id (owner/name), `sample:NAME` (the text that ships with the project),
+or any URL that fsspec opens.
+"""
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from orchestrator.errors import DataError, ModelError
+from orchestrator.store import sha256_file, sha256_folder, sha256_value
+
+SAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "sample"
+DATA_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of text or instructions."""
+
+    url: str
+    """An absolute path, or a URL for fsspec."""
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+def find_data(field: str, sources: Sequence[str]) -> tuple[DataFile, ...]:
+    """The files behind a recipe's sources, in order; DataError names `field` and the source that yields none."""
+    return tuple(file for source in sources for file in _files_of(field, source))
+
+
+def data_hash(files: Sequence[DataFile]) -> str:
+    """What the data is, wherever it lies: the order and the bytes of its files."""
+    return sha256_value([file.sha256 for file in files])
+
+
+def base_model_folder(base_model: str) -> Path:
+    """The local folder of a base model; a hub id is fetched once into the hub's own cache.
+
+    Raises ModelError when there is no such folder, or it lacks weights, configuration or tokenizer.
+    """
+    folder = Path(base_model).expanduser()
+    if not folder.is_dir():
+        folder = _fetch_from_hub(base_model)
+    folder = folder.resolve()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"base_model: {folder} has no config.json; give a folder in Hugging Face format")
+    if not weight_files(folder):
+        raise ModelError(f"base_model: {folder} has no *.safetensors; convert the weights to safetensors first")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(
+            f"base_model: {folder} has no tokenizer; put its tokenizer.json or tokenizer.model beside the weights"
+        )
+    return folder
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.glob("*.safetensors")))
+
+
+def base_model_hash(folder: Path) -> str:
+    """What a base model computes: its configuration and weights, without its tokenizer."""
+    return sha256_value(sha256_folder(folder, ("config.json", *weight_files(folder))))
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """What a tokenizer computes: the files that decide its ids."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
+        raise ModelError(f"{folder} has no tokenizer files; expected one of {', '.join(TOKENIZER_FILES)}")
+    return sha256_value(sha256_folder(folder, present))
+
+
+def _files_of(field: str, source: str) -> list[DataFile]:
+    if source.startswith("sample:"):
+        return _local_files(field, source, SAMPLE_FOLDER / source.removeprefix("sample:"))
+    if "://" in source:
+        return _remote_files(field, source)
+    path = Path(source).expanduser()
+    if path.exists() or glob.has_magic(source) or not _HUB_ID.fullmatch(source) or path.suffix in DATA_SUFFIXES:
+        return _local_files(field, source, path)
+    return _remote_files(field, f"hf://datasets/{source}")
+
+
+def _local_files(field: str, source: str, path: Path) -> list[DataFile]:
+    if path.is_dir():
+        found = sorted(child for child in path.rglob("*") if child.suffix in DATA_SUFFIXES and child.is_file())
+    elif glob.has_magic(str(path)):
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    else:
+        found = [path] if path.is_file() else []
+    if not found:
+        hint = f"holds no {', '.join(DATA_SUFFIXES)} file" if path.is_dir() else "is no file, folder or pattern that matches"
+        raise DataError(f"{field}: {source} {hint} (looked in {Path.cwd()})")
+    for file in found:
+        _check_file(field, file.name, str(file), file.stat().st_size)
+    return [DataFile(str(file.resolve()), sha256_file(file)) for file in found]
+
+
+def _remote_files(field: str, source: str) -> list[DataFile]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        found = [path] if filesystem.isfile(path) else filesystem.glob(path if glob.has_magic(path) else f"{path}/**")
+        details = [filesystem.info(name) for name in sorted(found) if name.endswith(DATA_SUFFIXES)]
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{field}: {source} is no local file, and could not be read as a URL or hub id: {error}") from error
+    if not details:
+        raise DataError(f"{field}: {source} holds no {', '.join(DATA_SUFFIXES)} file")
+    return [DataFile(filesystem.unstrip_protocol(info["name"]), _remote_hash(filesystem, info)) for info in details]
+
+
+def _remote_hash(filesystem: fsspec.AbstractFileSystem, info: dict) -> str:
+    """The store's own content hash where it keeps one, else a hash of the bytes."""
+    for key in ("sha256", "blob_id", "ETag", "etag"):
+        if info.get(key):
+            return sha256_value([key, str(info[key])])
+    with filesystem.open(info["name"], "rb") as file:
+        return sha256_value(file.read().hex())
+
+
+def _check_file(field: str, name: str, path: str, size: int) -> None:
+    if not name.endswith(DATA_SUFFIXES):
+        raise DataError(f"{field}: {path} is none of {', '.join(DATA_SUFFIXES)}")
+    if size == 0:
+        raise DataError(f"{field}: {path} is empty")
+
+
+def _fetch_from_hub(base_model: str) -> Path:
+    if not _HUB_ID.fullmatch(base_model):
+        raise ModelError(f"base_model: {base_model} is no folder (looked in {Path.cwd()}) and no hub id (owner/name)")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow to import, and rarely needed
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    patterns = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(base_model, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(f"base_model: {base_model} is no local folder, and the hub did not give it: {error}") from error

@@ -1,0 +1,26 @@
+"""What a recipe may say: frozen, typed, unknown keys forbidden. Values only; nothing here reads a file."""
+
+from orchestrator.schema.execution import AddressCluster, Cluster, LocalCluster, NoTracking, Tracking, WandbTracking
+from orchestrator.schema.recipe import RandomBase, Recipe, Retention, StageSelection
+from orchestrator.schema.stages import ExportStage, Lora, Resources, Stage, TrainStage, VocabularyStage
+from orchestrator.schema.strict import Schema
+
+__all__ = [
+    "AddressCluster",
+    "Cluster",
+    "ExportStage",
+    "LocalCluster",
+    "Lora",
+    "NoTracking",
+    "RandomBase",
+    "Recipe",
+    "Resources",
+    "Retention",
+    "Schema",
+    "Stage",
+    "StageSelection",
+    "Tracking",
+    "TrainStage",
+    "VocabularyStage",
+    "WandbTracking",
+]

@@ -1,0 +1,72 @@
+"""A whole recipe: the words a user types, and the stages by name, in order."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from orchestrator.schema.execution import Cluster, Tracking
+from orchestrator.schema.stages import Stage
+from orchestrator.schema.strict import Schema, Sources
+
+StageSelection = int | str | tuple[int | str, ...]
+"""What `stage=` takes: a number, a name, a range (1-3), a list of these, or all."""
+
+
+class RandomBase(Schema):
+    """A LLaMA of random weights with a tokenizer trained on the recipe's own sample: a base without a download."""
+
+    kind: Literal["random"]
+    text: Sources
+    """What the base tokenizer is trained on."""
+    pieces: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    max_positions: PositiveInt
+    tie_word_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "RandomBase":
+        for name, divisor in (("hidden_size", self.num_heads), ("num_heads", self.num_key_value_heads)):
+            if getattr(self, name) % divisor:
+                raise ValueError(f"{name} {getattr(self, name)} is not divisible by {divisor}")
+        return self
+
+
+class Retention(Schema):
+    """What the model should still know afterwards: its loss on this text may rise by so much, not more."""
+
+    text: Sources
+    max_rise: NonNegativeFloat
+    """Bits per character above the base model's."""
+
+
+def _plain_selection(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Recipe(Schema):
+    """How a base model is adapted, stage by stage, and with what."""
+
+    name: str
+    stage: Annotated[StageSelection, BeforeValidator(_plain_selection)] = "all"
+    base_model: str | RandomBase
+    """A folder in Hugging Face format, a hub id, or a random model to try things on."""
+    text: Sources = ()
+    instructions: Sources = ()
+    validation: Sources = ()
+    """Held-out text: bits per character before and after each training stage."""
+    retention: Retention | None = None
+    seed: NonNegativeInt = 1
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    stages: dict[str, Stage] = Field(min_length=1)
+
+    workers: PositiveInt | None = None
+    """Training processes, one a device; as many as fit by default."""
+    zero: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: what is partitioned over the workers (nothing, optimizer, + gradients, + parameters)."""
+    run_root: str = "runs"
+    cluster: Cluster
+    tracking: Tracking

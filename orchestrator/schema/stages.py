@@ -1,0 +1,113 @@
+"""The kinds of stage. Everything in a stage but its `resources` is its identity."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from orchestrator.schema.strict import Schema, Sources
+
+LayerName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""The linear layers of a LLaMA-family block."""
+
+SavedModule = Literal["embed_tokens", "lm_head"]
+"""The modules outside the blocks that may be trained in full."""
+
+
+class VocabularyStage(Schema):
+    """Extends the base tokenizer with pieces for the new language, and sizes the embeddings to it."""
+
+    kind: Literal["vocabulary"]
+    merge: Literal["reachable", "published", "none"] = "reachable"
+    """reachable drops pieces that BPE can never produce and leaves the base language's ids alone;
+    published reproduces Chinese-LLaMA's file to the byte; none keeps the base tokenizer."""
+    pieces: PositiveInt = 20_000
+    """Size of the SentencePiece model trained here for the new language."""
+    character_coverage: float = Field(default=0.9995, gt=0, le=1)
+    sentencepiece_model: str | None = None
+    """A SentencePiece model to take instead of training one."""
+    data: Sources | None = None
+    """What the SentencePiece model is trained on; the recipe's `text` by default."""
+    pad_token: str | None = "<pad>"
+    """A piece to pad with, appended when the base tokenizer has none."""
+    pad_to_multiple: PositiveInt = 64
+    """The embedding matrices get a number of rows that this divides."""
+    new_rows: Literal["mean_of_pieces", "mean", "normal"] = "mean_of_pieces"
+    """What a new piece's row starts as: the mean over the pieces the base tokenizer would have used,
+    the mean of all old rows, or the model's own random initialization."""
+
+
+class Lora(Schema):
+    """Low-rank adapters on linear layers (Hu et al. 2021): W x + (alpha / rank) B A x."""
+
+    targets: tuple[LayerName, ...] = Field(min_length=1)
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Resources(Schema):
+    """How a stage is computed. None of it changes what is learned, so none of it is fingerprinted."""
+
+    micro_batch_size: PositiveInt = 4
+    """Sequences that one device takes through forward and backward at once."""
+    gradient_checkpointing: bool = False
+    """Recomputes activations in the backward: about a third more compute for much less memory."""
+
+
+class TrainStage(Schema):
+    """What is learned. All but `resources` and `log_every_steps` is the stage's identity."""
+
+    kind: Literal["train"]
+    objective: Literal["next_token", "answers"]
+    """next_token learns the recipe's `text`; answers learns the answers of its `instructions`."""
+    data: Sources | None = None
+    """This stage's own sources, in place of the recipe's."""
+    template: Literal["alpaca", "chat"] = "alpaca"
+    """How an instruction is put to the model; chat uses the tokenizer's own chat template."""
+    block_length: PositiveInt
+    """Tokens in a sequence."""
+    lora: Lora | None = None
+    modules_to_save: tuple[SavedModule, ...] = ()
+    """Modules trained in full."""
+
+    global_batch_size: PositiveInt
+    """Sequences per optimizer step, over all workers."""
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    """Passes over the data; the alternative to `steps`."""
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps during which the learning rate rises linearly to its peak."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_gradient_norm: PositiveFloat = 1.0
+
+    log_every_steps: PositiveInt = 1
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainStage":
+        if self.lora is None and not self.modules_to_save:
+            raise ValueError("nothing to train; give `lora`, `modules_to_save`, or both")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either `steps` or `epochs`")
+        if self.global_batch_size % self.resources.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size:,} is not divisible by "
+                f"resources.micro_batch_size {self.resources.micro_batch_size:,}"
+            )
+        return self
+
+
+class ExportStage(Schema):
+    """Leaves what was learned in forms that other tools load: one PEFT folder, and a merged model."""
+
+    kind: Literal["export"]
+    merged: bool = True
+    """Also write base and adapter as one Hugging Face model."""
+    max_shard_bytes: PositiveInt = 5_000_000_000
+    verify_tokens: NonNegativeInt = 64
+    """Tokens on which merged model and base with adapter are compared; 0 skips the comparison."""
+
+
+Stage = Annotated[VocabularyStage | TrainStage | ExportStage, Field(discriminator="kind")]
