@@ -6,9 +6,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from orchestrator.schema.strict import Schema, Sources
 
-LayerName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""The linear layers of a LLaMA-family block."""
-
 SavedModule = Literal["embed_tokens", "lm_head"]
 """The modules outside the blocks that may be trained in full."""
 
@@ -39,7 +36,8 @@ class VocabularyStage(Schema):
 class Lora(Schema):
     """Low-rank adapters on linear layers (Hu et al. 2021): W x + (alpha / rank) B A x."""
 
-    targets: tuple[LayerName, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Names of linear layers, such as q_proj; every block's layer of that name is adapted."""
     rank: PositiveInt
     alpha: PositiveFloat
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -1,0 +1,73 @@
+"""Adapters on disk: PEFT's folder format, holding exactly what differs from the base, and verified once written.
+
+PEFT's own saving writes nothing, or the frozen base as well, in several of our cases; so the tensors are named by us.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, write_manifest
+from orchestrator.contents import TOKENIZER_FILES
+from orchestrator.errors import ModelError, TrainingError
+from orchestrator.model.adapters import lora_config
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.store import sync_files, sync_folder
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def write_adapter(
+    folder: Path, tensors: dict[str, torch.Tensor], adaptation: Adaptation, origin: Origin, base: Path, tokenizer: Path
+) -> None:
+    """Writes `tensors`, by PEFT key, as an adapter folder that stands whole or not at all.
+
+    Raises TrainingError when what was written is not what was learned.
+    """
+    temporary = folder.with_name(f".{folder.name}.partial")
+    for leftover in (temporary, folder):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+    lora_config(adaptation, base).save_pretrained(str(temporary))
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, temporary / name)
+    verify_written(temporary / WEIGHTS_NAME, tensors)
+    shapes = {key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")} for key, tensor in tensors.items()}
+    write_manifest(temporary, origin, shapes)
+    sync_files(temporary)
+    temporary.rename(folder)
+    sync_folder(folder.parent)
+
+
+def verify_written(path: Path, expected: dict[str, torch.Tensor]) -> None:
+    """Reads a file back: the same names, shapes and values, and no tensor that is all zero or not finite."""
+    with safe_open(path, framework="pt") as file:
+        written = set(file.keys())
+        if written != set(expected):
+            raise TrainingError(f"{path}: holds {sorted(written ^ set(expected))} too many or too few")
+        for key, tensor in expected.items():
+            read = file.get_tensor(key)
+            if read.shape != tensor.shape or not torch.equal(read, tensor):
+                raise TrainingError(f"{path}: {key} reads back other than it was written")
+            if not read.isfinite().all():
+                raise TrainingError(f"{path}: {key} has values that are not finite; nothing was kept of this stage")
+            if not read.any():
+                raise TrainingError(f"{path}: {key} is all zero; it was never trained")
+
+
+def read_adapter(folder: Path, base: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, by PEFT key, once its files, base and tokenizer are seen to be the right ones."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    check_belongs(folder, manifest, base, tokenizer)
+    tensors = load_file(folder / WEIGHTS_NAME)
+    for key, description in manifest.tensors.items():
+        if key not in tensors or list(tensors[key].shape) != description["shape"]:
+            raise ModelError(f"{folder}: {key} is missing or not of shape {description['shape']}")
+    return tensors

@@ -1,0 +1,1 @@
+"""Text and instructions, from published files to batches of tokens."""

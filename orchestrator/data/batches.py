@@ -1,0 +1,97 @@
+"""Rows as tensors: what a device takes through the model at once, and what a whole step amounts to."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from orchestrator.data.order import SampleOrder
+from orchestrator.data.rows import PreparedRows
+from orchestrator.data.storage import Row
+from orchestrator.errors import RecipeError
+
+IGNORED = -100
+"""The label of a token that carries no loss, as torch's cross-entropy knows it."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows for one forward and backward, padded on the right to the longest of them.
+
+    A causal model never looks to the right, so the padding needs no attention mask.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [rows, tokens]."""
+    labels: torch.Tensor
+    """int64 [rows, tokens], not shifted: the token itself where it carries loss, else -100."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One worker's share of an optimizer step, and the size of the whole step."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_targets: int
+    """Positions with loss in the global batch. Dividing the summed loss by it gives every token the same weight,
+    however the batch is cut into micro-batches and workers."""
+    num_tokens: int
+    """Tokens in the global batch, without padding."""
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches of a training run, for one worker of several."""
+
+    rows: PreparedRows
+    order: SampleOrder
+    micro_batch_size: int
+    rank: int
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        at_once = self.micro_batch_size * self.num_workers
+        if self.order.global_batch_size % at_once:
+            raise RecipeError(
+                f"global_batch_size {self.order.global_batch_size:,} is not divisible by "
+                f"micro_batch_size {self.micro_batch_size} x {self.num_workers} workers = {at_once}"
+            )
+
+    def of_step(self, step: int) -> StepBatch:
+        """The batch of optimizer step `step`, from 0."""
+        everyone = self.order.rows_of_step(step)
+        mine = self.order.rows_of_rank(step, self.rank, self.num_workers)
+        parts = mine.reshape(-1, self.micro_batch_size)
+        return StepBatch(
+            micro_batches=tuple(micro_batch([self.rows.row(index) for index in part]) for part in parts),
+            num_targets=int(self.rows.targets[everyone].sum(dtype=np.int64)),
+            num_tokens=int((self.rows.offsets[everyone + 1] - self.rows.offsets[everyone]).sum()),
+        )
+
+
+def evaluation_batches(rows: PreparedRows, micro_batch_size: int, rank: int, num_workers: int) -> Iterator[MicroBatch]:
+    """Every row once over all workers, in the same number of micro-batches for each.
+
+    A worker whose rows are spent gets one that is all padding: under ZeRO-3 every forward takes all workers.
+    """
+    mine = range(rank, len(rows), num_workers)
+    most = -(-len(rows) // num_workers)
+    for first in range(0, most, micro_batch_size):
+        part = [rows.row(index) for index in mine[first : first + micro_batch_size]]
+        yield micro_batch(part or [_without_loss(rows.row(0))])
+
+
+def micro_batch(rows: list[Row]) -> MicroBatch:
+    """Rows side by side."""
+    shape = (len(rows), max(len(row.tokens) for row in rows))
+    input_ids = np.zeros(shape, np.int64)
+    labels = np.full(shape, IGNORED, np.int64)
+    for place, (tokens, loss_mask) in enumerate(rows):
+        input_ids[place, : len(tokens)] = tokens
+        labels[place, : len(tokens)] = np.where(loss_mask, tokens, IGNORED)
+    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+
+
+def _without_loss(row: Row) -> Row:
+    return Row(row.tokens[:2], np.zeros(2, np.bool_))

@@ -1,0 +1,117 @@
+"""Instructions with their answers, as Alpaca records or as chat messages."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from orchestrator.contents import DataFile
+from orchestrator.data.records import Record, keys_of, read_records, text_value
+from orchestrator.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+_FIELDS = ("instruction", "input", "output", "messages")
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side says in one turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A conversation with at least one answer to learn; an Alpaca record is one of a single turn."""
+
+    messages: tuple[Message, ...]
+    where: str = field(compare=False)
+    """Recipe field, file and record, as an error names them."""
+
+    @property
+    def characters(self) -> int:
+        return sum(len(message.content) for message in self.messages)
+
+
+@dataclass(frozen=True)
+class InstructionCounts:
+    """How much there is to learn from."""
+
+    instructions: int
+    characters: int
+
+
+def read_instructions(field: str, files: Sequence[DataFile]) -> Iterator[Instruction]:
+    """The instructions of `files` in order; every answer in them holds more than blanks.
+
+    Raises DataError naming the recipe's `field`, the file and the record.
+    """
+    for file in files:
+        if file.name.endswith(".txt"):
+            raise DataError(f"{field}: {file.name} is plain text; instructions come as .json, .jsonl or .parquet")
+        empty = True
+        for record in read_records(field, file, _FIELDS):
+            empty = False
+            yield _instruction(record)
+        if empty:
+            raise DataError(f"{field}: {file.name} holds no instruction; add some, or leave it out")
+
+
+def check_instructions(field: str, files: Sequence[DataFile]) -> InstructionCounts:
+    """Reads every instruction without tokenizing it, so that a bad one is found before any worker starts."""
+    instructions = characters = 0
+    for instruction in read_instructions(field, files):
+        instructions += 1
+        characters += instruction.characters
+    return InstructionCounts(instructions, characters)
+
+
+def _instruction(record: Record) -> Instruction:
+    where, value = record.where, record.value
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: is no object; give one with "instruction" and "output", or with "messages"')
+    if value.get("messages") is not None:
+        return Instruction(_messages(where, value["messages"]), where)
+    if value.get("instruction") is not None:
+        return Instruction(_alpaca_messages(where, value), where)
+    raise DataError(f'{where}: has neither "instruction" nor "messages"; it has {keys_of(value)}')
+
+
+def _alpaca_messages(where: str, value: dict) -> tuple[Message, ...]:
+    """The published way to join: a non-empty input follows the instruction on a line of its own."""
+    prompt = text_value(where, "instruction", value["instruction"])
+    extra = "" if value.get("input") is None else text_value(where, "input", value["input"])
+    if value.get("output") is None:
+        raise DataError(f'{where}: has no "output"; it has {keys_of(value)}')
+    answer = _not_blank(f'{where}: its "output"', text_value(where, "output", value["output"]))
+    prompt = _not_blank(f'{where}: its "instruction"', f"{prompt}\n{extra}" if extra else prompt)
+    return Message("user", prompt), Message("assistant", answer)
+
+
+def _messages(where: str, values: object) -> tuple[Message, ...]:
+    if not isinstance(values, list):
+        raise DataError(f'{where}: "messages" is no list; give [{{"role": ..., "content": ...}}, ...]')
+    messages = tuple(_message(f"{where}: message {number}", value) for number, value in enumerate(values, start=1))
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise DataError(f"{where}: has no answer; at least one message must have the role assistant")
+    if "user" not in roles[: roles.index("assistant")]:
+        raise DataError(f"{where}: begins with an answer; a message of the user must come before it")
+    return messages
+
+
+def _message(where: str, value: object) -> Message:
+    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
+        found = keys_of(value) if isinstance(value, dict) else "no keys at all"
+        raise DataError(f'{where}: needs "role" and "content"; it has {found}')
+    role = value["role"]
+    if role not in get_args(Role):
+        raise DataError(f"{where}: role {role} is none of {', '.join(get_args(Role))}")
+    content = text_value(where, "content", value["content"])
+    return Message(role, _not_blank(f"{where}: the answer", content) if role == "assistant" else content)
+
+
+def _not_blank(what: str, text: str) -> str:
+    if not text or text.isspace():
+        raise DataError(f"{what} is blank; fill it in, or remove the record")
+    return text

@@ -1,0 +1,92 @@
+"""From text and instructions to rows: what each objective learns from, batch by batch, in the order of the files."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from orchestrator.data.instructions import Instruction
+from orchestrator.data.samples import fit
+from orchestrator.data.storage import Row
+from orchestrator.data.templates import Template, tokenize_instructions
+from orchestrator.data.tokenizer import begin_ids, text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_CHARACTERS = 1 << 20
+"""How much text is tokenized at once: enough to keep every core busy, little enough to forget."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """The rows that a batch of documents or instructions completes."""
+
+    rows: list[Row]
+    documents: int
+    characters: int
+    truncated: int = 0
+
+
+def next_token_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], block_length: int) -> Iterator[RowBatch]:
+    """All documents as one stream, each between begin and end tokens, cut into rows; no token is lost, and all carry loss."""
+    begin, end = begin_ids(tokenizer), [tokenizer.eos_token_id]
+    stream = np.zeros(0, np.int32)
+    for batch in _batches(documents, len):
+        tokens = [token for ids in text_ids(tokenizer, batch) for token in (*begin, *ids, *end)]
+        stream = np.concatenate([stream, np.array(tokens, np.int32)])
+        # One token is held back: as a row of its own at the end it would have nothing to learn.
+        full = max(0, len(stream) - 2) // block_length * block_length
+        rows = [_all_loss(row) for row in stream[:full].reshape(-1, block_length)]
+        stream = stream[full:]
+        yield RowBatch(rows, len(batch), sum(map(len, batch)))
+    cut = len(stream) - 2 if len(stream) > block_length else 0
+    yield RowBatch([_all_loss(row) for row in (stream[:cut], stream[cut:]) if len(row) > 1], 0, 0)
+
+
+def held_out_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], block_length: int) -> Iterator[RowBatch]:
+    """Each document alone, in windows that begin with a token that is given and not predicted; no end tokens.
+
+    The loss over all windows, in bits, divided by the characters is the text's bits per character.
+    """
+    begin = begin_ids(tokenizer) or [tokenizer.eos_token_id]
+    width = block_length - 1
+    for batch in _batches(documents, len):
+        windows = [ids[at : at + width] for ids in text_ids(tokenizer, batch) for at in range(0, len(ids), width)]
+        rows = [Row(np.array(begin + ids, np.int32), np.arange(1 + len(ids)) > 0) for ids in windows]
+        yield RowBatch(rows, len(batch), sum(map(len, batch)))
+
+
+def answer_rows(
+    tokenizer: "PreTrainedTokenizerBase", instructions: Iterable[Instruction], block_length: int, template: Template
+) -> Iterator[RowBatch]:
+    """One row for each instruction, with loss on its answers and their end tokens."""
+    begin = begin_ids(tokenizer)
+    for batch in _batches(instructions, lambda instruction: instruction.characters):
+        samples = tokenize_instructions(tokenizer, template, batch)
+        yield RowBatch(
+            rows=[fit(sample, block_length, begin) for sample in samples],
+            documents=len(batch),
+            characters=sum(instruction.characters for instruction in batch),
+            truncated=sum(len(sample) > block_length for sample in samples),
+        )
+
+
+def _all_loss(tokens: np.ndarray) -> Row:
+    return Row(tokens, np.ones(len(tokens), np.bool_))
+
+
+def _batches(items: Iterable[Item], characters: Callable[[Item], int]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += characters(item)
+        if held >= BATCH_CHARACTERS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

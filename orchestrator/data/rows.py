@@ -1,0 +1,47 @@
+"""Prepared rows as training reads them: mapped from disk, so that a corpus takes no memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from orchestrator.data.storage import ARRAYS, Row
+from orchestrator.data.summary import Summary, read_summary
+from orchestrator.errors import DataError
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """The rows of one prepared data folder."""
+
+    summary: Summary
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+    """int32 [rows]: the positions with loss in each row."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Maps a folder that `prepare` made; raises DataError when it is incomplete."""
+        summary = read_summary(folder)
+        if summary is None:
+            raise DataError(f"{folder} is no complete prepared data; delete it, and the next run prepares it again")
+        arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in ARRAYS}
+        return cls(summary, **arrays)
+
+    def __len__(self) -> int:
+        return self.summary.rows
+
+    @property
+    def characters(self) -> int:
+        return self.summary.characters
+
+    def row(self, index: int) -> Row:
+        """Tokens int32 [n] and loss mask bool [n]."""
+        place = slice(self.offsets[index], self.offsets[index + 1])
+        return Row(self.tokens[place], self.loss_mask[place])
+
+    def num_targets(self, index: int) -> int:
+        return int(self.targets[index])

@@ -1,0 +1,88 @@
+"""Rows of tokens on disk: four .npy files that grow while the corpus streams by, and are mapped when it is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.lib import format as npy
+
+ARRAYS: dict[str, type[np.generic]] = {
+    "tokens.npy": np.int32,
+    "loss_mask.npy": np.bool_,
+    "offsets.npy": np.int64,
+    "targets.npy": np.int32,
+}
+"""tokens and loss_mask are flat; row i lies from offsets[i] to offsets[i + 1] and has targets[i] positions with loss."""
+
+
+class Row(NamedTuple):
+    """A sequence of tokens [n], and which of them carry loss [n]."""
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+
+    @property
+    def targets(self) -> int:
+        """What the causal loss counts: nothing predicts a row's first token."""
+        return int(np.count_nonzero(self.loss_mask[1:]))
+
+
+class GrowingArray:
+    """A flat .npy file that is appended to; its header tells the length once it is closed."""
+
+    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
+        self.length = 0
+        self._dtype = np.dtype(dtype)
+        self._file = path.open("wb")
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(values.astype(self._dtype, copy=False).tobytes())
+        self.length += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that a longer length still fits in the same number of bytes.
+        description = npy.dtype_to_descr(self._dtype)
+        npy.write_array_header_1_0(self._file, {"descr": description, "fortran_order": False, "shape": (self.length,)})
+
+
+class RowWriter:
+    """Appends rows to the arrays of a folder; readable once the `with` block is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self._arrays = {name: GrowingArray(folder / name, dtype) for name, dtype in ARRAYS.items()}
+        self._arrays["offsets.npy"].append(np.zeros(1))
+        self.targets = 0
+
+    @property
+    def rows(self) -> int:
+        return self._arrays["targets.npy"].length
+
+    @property
+    def tokens(self) -> int:
+        return self._arrays["tokens.npy"].length
+
+    def append(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        targets = np.array([row.targets for row in rows])
+        assert targets.all(), "a row without targets"
+        self._arrays["offsets.npy"].append(self.tokens + np.cumsum([len(row.tokens) for row in rows]))
+        self._arrays["tokens.npy"].append(np.concatenate([row.tokens for row in rows]))
+        self._arrays["loss_mask.npy"].append(np.concatenate([row.loss_mask for row in rows]))
+        self._arrays["targets.npy"].append(targets)
+        self.targets += int(targets.sum())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for array in self._arrays.values():
+            array.close()

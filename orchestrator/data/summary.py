@@ -1,0 +1,59 @@
+"""What prepared data amounts to. Its data.json is written last, so a folder that has one is whole."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.data.storage import ARRAYS
+from orchestrator.store import read_json, sha256_file, write_json
+
+Objective = Literal["next_token", "answers", "held_out"]
+"""What the rows are for: learning text, learning the answers to instructions, or measuring loss on text."""
+
+_SUMMARY_FILE = "data.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The counts of one prepared data folder."""
+
+    objective: Objective
+    block_length: int
+    documents: int
+    """Documents or instructions."""
+    characters: int
+    rows: int
+    tokens: int
+    targets: int
+    """Positions with loss."""
+    truncated: int
+    """Instructions that were too long for a row."""
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of the rows' positions that hold tokens."""
+        return self.tokens / (self.rows * self.block_length)
+
+
+def write_summary(folder: Path, summary: Summary, identity: dict[str, Any]) -> None:
+    """Completes a folder; `identity` is what its key was made from."""
+    arrays = {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in ARRAYS}
+    counts = asdict(summary) | {"fill_rate": round(summary.fill_rate, 6)}
+    write_json(folder / _SUMMARY_FILE, {"identity": identity, "counts": counts, "arrays": arrays})
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary of a complete folder, or None."""
+    if not (folder / _SUMMARY_FILE).is_file():
+        return None
+    try:
+        written = read_json(folder / _SUMMARY_FILE)
+    except json.JSONDecodeError:
+        return None
+    for name, array in written["arrays"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != array["bytes"]:
+            return None
+    counts = written["counts"]
+    del counts["fill_rate"]
+    return Summary(**counts)

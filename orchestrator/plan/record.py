@@ -1,0 +1,60 @@
+"""The completion record: written last, it alone means that a stage is done."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.store import read_json, sha256_file, sync_files, write_json
+
+RECORD_NAME = "record.json"
+RECORD_FORMAT = 1
+WORK_NAMES = ("logs", "wandb", "metrics.jsonl", "work")
+"""What a stage's folder holds beside its artifact."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage was, what it made, and how it went."""
+
+    stage: str
+    kind: str
+    fingerprint: str
+    identity: dict[str, Any]
+    """The payload that the fingerprint hashes, kept so that a change can be explained field by field."""
+    parents: dict[str, str]
+    """Fingerprints of the stages it was made from, by name."""
+    files: dict[str, str]
+    """sha256 of each file of the artifact, by path below the stage's folder."""
+    results: dict[str, Any]
+    environment: dict[str, str]
+    finished: float
+    """Seconds since the epoch."""
+    format: int = RECORD_FORMAT
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a finished stage, or None when the stage is not done."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    if value.get("format") != RECORD_FORMAT:
+        raise OrchestratorError(f"{path}: format {value.get('format')} was written by another version; this one reads {RECORD_FORMAT}")
+    return Record(**value)
+
+
+def artifact_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file that belongs to the artifact, by path below the folder."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.as_posix(): sha256_file(folder / path) for path in found if path.parts[0] not in (*WORK_NAMES, RECORD_NAME)}
+
+
+def commit(folder: Path, *, stage: str, kind: str, identity: dict[str, Any], fingerprint: str, parents: dict[str, str],
+           results: dict[str, Any], environment: dict[str, str]) -> Record:
+    """Flushes the artifact to disk and writes its record; from then on the stage is done."""
+    sync_files(folder)
+    record = Record(stage, kind, fingerprint, identity, parents, artifact_files(folder), results, environment, time.time())
+    write_json(folder / RECORD_NAME, asdict(record))
+    return record
