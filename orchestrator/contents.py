@@ -5,6 +5,7 @@ or any URL that fsspec opens.
 """
 
 import glob
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,18 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 def base_model_hash(folder: Path) -> str:
     """What a base model computes: its configuration and weights, without its tokenizer."""
     return sha256_value(sha256_folder(folder, ("config.json", *weight_files(folder))))
+
+
+def linear_layer_names(folder: Path) -> tuple[str, ...]:
+    """Last names of the matrices inside a base model's blocks, read from the headers of its files alone."""
+    names: set[str] = set()
+    for name in weight_files(folder):
+        with (folder / name).open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, tensor in header.items():
+            if key != "__metadata__" and len(tensor["shape"]) == 2 and re.search(r"\.\d+\.", key):
+                names.add(key.removesuffix(".weight").rsplit(".", 1)[-1])
+    return tuple(sorted(names))
 
 
 def tokenizer_hash(folder: Path) -> str:

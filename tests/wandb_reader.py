@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+# protobuf makes the class when it is imported.
+from wandb.proto.wandb_internal_pb2 import Record  # pyrefly: ignore[missing-module-attribute]
 
 _BLOCK_BYTES = 1 << 15
 _FILE_HEADER_BYTES = 7

@@ -15,7 +15,7 @@ from orchestrator.data.tokenizer import begin_ids, text_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 18
 """How much text is tokenized at once: enough to keep every core busy, little enough to forget."""
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ class RowBatch:
 
 
 def next_token_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], block_length: int) -> Iterator[RowBatch]:
-    """All documents as one stream, each between begin and end tokens, cut into rows; no token is lost, and all carry loss."""
+    """All documents as one stream, each between begin and end tokens, cut into rows; all tokens are kept and learned."""
     begin, end = begin_ids(tokenizer), [tokenizer.eos_token_id]
     stream = np.zeros(0, np.int32)
     for batch in _batches(documents, len):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def _publish(building: Path, folder: Path) -> None:
     while not read_summary(folder):
         if folder.exists():
             # Half a folder: nothing here leaves one, but an interrupted copy does.
-            folder.rename(Path(tempfile.mkdtemp(dir=building.parent)) / "half")
+            with suppress(FileNotFoundError):
+                folder.rename(Path(tempfile.mkdtemp(dir=building.parent)) / "half")
         try:
             building.rename(folder)
         except OSError:

@@ -6,10 +6,11 @@ the folder that is written is PEFT's all the same.
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
@@ -29,11 +30,18 @@ def attach(model: nn.Module, adaptation: Adaptation, seed: int) -> None:
     check_targets(adaptation, linear_layer_names(model))
     if adaptation.lora:
         torch.manual_seed(seed)
-        inject_adapter_in_model(lora_config(adaptation), model, adapter_name=_ADAPTER)
+        # Without modules_to_save: PEFT would wrap embedding and head, and train a second copy of each.
+        inject_adapter_in_model(lora_config(replace(adaptation, modules_to_save=())), model, adapter_name=_ADAPTER)
         _silence_frozen_dropout(model, adaptation)
     trained = set(trained_parameters(model, adaptation))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable parameters and all parameters, in elements."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
 
 
 def lora_config(adaptation: Adaptation, base: Path | None = None) -> LoraConfig:
@@ -80,6 +88,11 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             raise ModelError(f"the adapter's {key} is {tuple(tensor.shape)}, the model's {tuple(parameters[key].shape)}")
         with torch.no_grad():
             parameters[key].copy_(tensor)
+
+
+def load_with_peft(model: nn.Module, folder: Path) -> nn.Module:
+    """The adapter as anyone's script loads it: by PEFT alone."""
+    return PeftModel.from_pretrained(model, str(folder))
 
 
 def linear_layer_names(model: nn.Module) -> tuple[str, ...]:

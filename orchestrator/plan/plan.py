@@ -67,6 +67,11 @@ class Plan:
     def to_run(self) -> tuple[PlannedStage, ...]:
         return tuple(planned for planned in self.stages if planned.state is State.RUN)
 
+    def with_record(self, name: str, record: Record) -> "Plan":
+        """The plan once a stage is done."""
+        done = [replace(entry, state=State.DONE, record=record) if entry.name == name else entry for entry in self.stages]
+        return Plan(tuple(done))
+
     def named(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
 

@@ -1,7 +1,7 @@
 """The completion record: written last, it alone means that a stage is done."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ class Record:
     """The payload that the fingerprint hashes, kept so that a change can be explained field by field."""
     parents: dict[str, str]
     """Fingerprints of the stages it was made from, by name."""
-    files: dict[str, str]
-    """sha256 of each file of the artifact, by path below the stage's folder."""
     results: dict[str, Any]
     environment: dict[str, str]
-    finished: float
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of each file of the artifact, by path below the stage's folder."""
+    finished: float = 0.0
     """Seconds since the epoch."""
     format: int = RECORD_FORMAT
 
@@ -51,10 +51,9 @@ def artifact_files(folder: Path) -> dict[str, str]:
     return {path.as_posix(): sha256_file(folder / path) for path in found if path.parts[0] not in (*WORK_NAMES, RECORD_NAME)}
 
 
-def commit(folder: Path, *, stage: str, kind: str, identity: dict[str, Any], fingerprint: str, parents: dict[str, str],
-           results: dict[str, Any], environment: dict[str, str]) -> Record:
-    """Flushes the artifact to disk and writes its record; from then on the stage is done."""
+def commit(folder: Path, record: Record) -> Record:
+    """Flushes the artifact to disk and writes the record, with the files' hashes; from then on the stage is done."""
     sync_files(folder)
-    record = Record(stage, kind, fingerprint, identity, parents, artifact_files(folder), results, environment, time.time())
-    write_json(folder / RECORD_NAME, asdict(record))
-    return record
+    complete = replace(record, files=artifact_files(folder), finished=time.time())
+    write_json(folder / RECORD_NAME, asdict(complete))
+    return complete

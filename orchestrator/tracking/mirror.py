@@ -25,7 +25,7 @@ class Mirror(Protocol):
         """`step` is ours, the number of optimizer updates so far; values that are None are left out."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Must also be called when training fails: until then no other run of this process can have the id."""
+        """Ends the run and wandb's service; what was logged is then on disk. To be called when training fails, too."""
 
 
 def start_mirror(tracking: Tracking, run: RunDescription) -> Mirror:
@@ -63,19 +63,17 @@ class _WandbMirror:
             self._run.log({name: value for name, value in values.items() if value is not None} | {"step": step})
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        if self._run is None:
-            return
-        with self._tolerated("lost the summary"):
-            self._run.summary.update(dict(summary))
         with self._tolerated("did not finish"):
-            self._run.finish(exit_code=exit_code)
+            from orchestrator.tracking.wandb_run import finish_run  # noqa: PLC0415
+
+            finish_run(self._run, summary, exit_code)
 
     @contextmanager
     def _tolerated(self, failure: str) -> Iterator[None]:
         try:
             yield
-        # What wandb 0.31 raises has no common root. Measured: its Error (no server, malformed key), ConnectionResetError (its
-        # service was killed), ValidationError (a bad WANDB_MODE), and its internal MailboxClosedError and ServerResponseError.
+        # What wandb 0.31 raises has no common root. Measured: its Error (no server, malformed key), ConnectionResetError
+        # (service killed), ValidationError (a bad WANDB_MODE), MailboxClosedError and ServerResponseError, both internal.
         except Exception as error:  # noqa: BLE001
             if not self._has_failed:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())

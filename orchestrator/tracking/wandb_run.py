@@ -7,7 +7,8 @@ Only the machine's load is left on.
 import logging
 import os
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import wandb
 
@@ -47,6 +48,24 @@ def start_run(tracking: WandbTracking, description: RunDescription) -> wandb.Run
     run.define_metric("*", step_metric="step")
     _logger.info("wandb mirrors the metrics to %s", run.url or run.dir)
     return run
+
+
+def finish_run(run: wandb.Run | None, summary: Mapping[str, Any], exit_code: int) -> None:
+    """Ends the run, if it was started, and wandb's service with every other run of this process."""
+    try:
+        if run is not None:
+            run.summary.update(dict(summary))
+            run.finish(exit_code=exit_code)
+    finally:
+        _stop_service()
+
+
+def _stop_service() -> None:
+    # `finish` returned before the service had written its file in some tests; `teardown` waits for it to leave.
+    try:
+        wandb.teardown()
+    except SystemExit as error:
+        raise RuntimeError(f"the service of wandb exited with {error.code}") from error
 
 
 def _settings() -> wandb.Settings:

@@ -1,8 +1,8 @@
 """What a run writes down about each step."""
 
+import resource
 import time
 
-import psutil
 import torch
 
 from orchestrator.engine import StepResult
@@ -41,7 +41,7 @@ class MetricsHook:
 
 
 def peak_memory_bytes() -> int:
-    """Of this rank: allocated on its GPU, or resident where there is none."""
+    """The most this rank has held: allocated on its GPU, or resident where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,10 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
 from orchestrator.errors import ModelError
-from orchestrator.vocabulary.pieces import BPE, CONTROL, NORMAL, SPACE, add_piece, copy_of, piece_processor
+from orchestrator.vocabulary.pieces import BPE, CONTROL, NORMAL, SPACE, ModelProto, add_piece, copy_of, piece_processor
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,6 @@ class Merge:
 
 def merge_published(base: ModelProto, language: ModelProto, pad_token: str | None = None) -> Merge:
     """Chinese-LLaMA's merge to the byte: every piece the base lacks, in the file's order, each with score 0."""
-    _check_mergeable(base)
     merged = copy_of(base)
     present = {piece.piece for piece in base.pieces}
     new = [piece.piece for piece in language.pieces if piece.piece not in present]
@@ -45,7 +42,6 @@ def merge_reachable(base: ModelProto, language: ModelProto, pad_token: str | Non
     Each new piece has a score of its own, below the base's: equal scores are broken from left to right by
     SentencePiece and by rank in `tokenizers`, and the two would give different ids.
     """
-    _check_mergeable(base)
     present = {piece.piece for piece in base.pieces}
     new = [piece.piece for piece in language.pieces if piece.piece not in present and piece.type == NORMAL]
     of_script = [piece for piece in new if any(map(is_of_new_script, piece))]
@@ -64,7 +60,7 @@ def merge_reachable(base: ModelProto, language: ModelProto, pad_token: str | Non
 
 
 def is_of_new_script(character: str) -> bool:
-    """A letter, vowel sign or digit beyond ASCII, or East Asian punctuation; neither symbols nor accents, which all share."""
+    """A letter, vowel sign or digit beyond ASCII, or East Asian punctuation; no symbols or accents, which all share."""
     if character.isascii() or unicodedata.name(character, "").startswith("COMBINING"):
         return False
     category = unicodedata.category(character)
@@ -79,7 +75,14 @@ def unreachable_pieces(model: ModelProto, first: int) -> list[str]:
     if and only if encoding the piece alone ends in it.
     """
     encode = piece_processor(model).encode
-    return [piece.piece for id_, piece in enumerate(model.pieces) if id_ >= first and encode(piece.piece) != [id_]]
+    new = [(id_, piece) for id_, piece in enumerate(model.pieces) if id_ >= first and piece.type == NORMAL]
+    return [piece.piece for id_, piece in new if encode(piece.piece) != [id_]]
+
+
+def check_mergeable(base: ModelProto) -> None:
+    """Raises ModelError unless pieces can be merged into this base."""
+    if base.trainer_spec.model_type != BPE:
+        raise ModelError("the base's tokenizer.model is not a byte-pair encoding")
 
 
 def _reachable(base: ModelProto, pieces: Sequence[str]) -> list[str]:
@@ -101,8 +104,3 @@ def _with_pieces(base: ModelProto, pieces: Sequence[str]) -> ModelProto:
 
 def _missing_pad(present: set[str], pad_token: str | None) -> list[str]:
     return [pad_token] if pad_token is not None and pad_token not in present else []
-
-
-def _check_mergeable(base: ModelProto) -> None:
-    if base.trainer_spec.model_type != BPE:
-        raise ModelError("the base's tokenizer.model is not byte-pair encoding; set stages.vocabulary.merge=none")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyrefly: ignore  made by protobuf at import
 
 from orchestrator.errors import ModelError
 

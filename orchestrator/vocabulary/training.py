@@ -6,11 +6,12 @@ and its sums depend on the number of threads, so that is a constant.
 
 from collections.abc import Iterable, Iterator
 from io import BytesIO
+from typing import Any
 
 from sentencepiece import SentencePieceTrainer
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from orchestrator.errors import DataError
+from orchestrator.vocabulary.pieces import ModelProto
 
 MAX_CHARACTERS = 200_000_000
 """SentencePiece holds its text in memory, some 20 bytes a character."""
@@ -49,7 +50,7 @@ def train_base_model(texts: Iterable[str], *, pieces: int) -> ModelProto:
     )
 
 
-def _train(texts: Iterable[str], **settings: object) -> ModelProto:
+def _train(texts: Iterable[str], **settings: Any) -> ModelProto:
     lines = even_sample(_lines(texts), MAX_CHARACTERS)
     if not lines:
         raise DataError("the text to train a vocabulary on is empty")
@@ -64,7 +65,8 @@ def _train(texts: Iterable[str], **settings: object) -> ModelProto:
             **settings,
         )
     except RuntimeError as error:
-        raise DataError(f"SentencePiece could not train {settings['vocab_size']:,} pieces on this text: {error}") from error
+        reason = str(error).rsplit("] ", 1)[-1]
+        raise DataError(f"SentencePiece could not train {settings['vocab_size']:,} pieces on this text: {reason}") from error
     model = ModelProto()
     model.ParseFromString(written.getvalue())
     return model

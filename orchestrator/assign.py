@@ -1,0 +1,137 @@
+"""What each stage is told: the plan's stages as plain assignments for the bodies that carry them out."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.manifest import Origin
+from orchestrator.contents import base_model_hash, tokenizer_hash
+from orchestrator.data.prepare import Preparation
+from orchestrator.plan.adaptation import adaptations
+from orchestrator.plan.inputs import Inputs
+from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.schema import RandomBase, Recipe, TrainStage, VocabularyStage
+from orchestrator.stages.assignment import ExportAssignment, HeldOut, TrainAssignment
+from orchestrator.tracking import RunDescription
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a stage starts from."""
+
+    base: Path
+    tokenizer: Path
+    parent_adapter: Path | None
+
+
+def sources_of(inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
+    """Base and tokenizer of the vocabulary stage, or the user's own, and the adapter of the training stage before."""
+    vocabulary = plan.parent(planned, VocabularyStage)
+    trained = plan.parent(planned, TrainStage)
+    if vocabulary:
+        base, tokenizer = vocabulary.folder / "base", vocabulary.folder / "tokenizer"
+    else:
+        assert not isinstance(inputs.base, RandomBase)
+        base = tokenizer = inputs.base
+    return Sources(base, tokenizer, trained.folder / "adapter" if trained else None)
+
+
+def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Preparation:
+    """What a training stage learns from."""
+    stage = _training_stage(planned)
+    return Preparation(
+        objective=stage.objective,
+        tokenizer=tokenizer,
+        field=f"stages.{planned.name}",
+        files=inputs.data[planned.name],
+        block_length=stage.block_length,
+        template=stage.template,
+    )
+
+
+def held_out_preparations(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> dict[str, Preparation]:
+    """The texts that are evaluated before and after a training stage, by name."""
+    block_length = _training_stage(planned).block_length
+    return {
+        name: Preparation("held_out", tokenizer, name, files, block_length) for name, files in inputs.held_out.items()
+    }
+
+
+def training(
+    recipe: Recipe, planned: PlannedStage, sources: Sources, rows: tuple[Path, int], held_out: tuple[HeldOut, ...], threads: int
+) -> TrainAssignment:
+    """The assignment of a training stage; `rows` is the prepared data and how many rows it has."""
+    stage = _training_stage(planned)
+    num_steps = stage.steps or math.ceil((stage.epochs or 0) * rows[1] / stage.global_batch_size)
+    origin = Origin(
+        stage=planned.name,
+        fingerprint=planned.fingerprint,
+        parents=planned.parents,
+        base_name=str(sources.base),
+        base_hash=base_model_hash(sources.base),
+        tokenizer_hash=tokenizer_hash(sources.tokenizer),
+        step=num_steps,
+    )
+    return TrainAssignment(
+        stage=stage,
+        adaptation=adaptations(recipe)[planned.name],
+        base=sources.base,
+        tokenizer=sources.tokenizer,
+        parent_adapter=sources.parent_adapter,
+        rows=rows[0],
+        held_out=held_out,
+        folder=planned.folder,
+        origin=origin,
+        num_steps=num_steps,
+        seed=recipe.seed,
+        precision=recipe.precision,
+        zero=recipe.zero,
+        threads=threads,
+        tracking=recipe.tracking,
+        run=_run_description(recipe, planned),
+    )
+
+
+def exporting(recipe: Recipe, inputs: Inputs, plan: Plan, planned: PlannedStage) -> ExportAssignment:
+    """The assignment of an export stage: the last training stage's adapter."""
+    sources = sources_of(inputs, plan, planned)
+    trained = plan.parent(planned, TrainStage)
+    assert trained and sources.parent_adapter
+    return ExportAssignment(
+        base=sources.base,
+        tokenizer=sources.tokenizer,
+        adapter=sources.parent_adapter,
+        adaptation=adaptations(recipe)[trained.name],
+        folder=planned.folder,
+        precision=recipe.precision,
+    )
+
+
+def reference(plan: Plan, planned: PlannedStage, results: dict[str, Any]) -> dict[str, Any]:
+    """The held-out numbers of the base model, which the first training stage measured and each passes on."""
+    trained = plan.parent(planned, TrainStage)
+    before = {name: values["before"] for name, values in results["held_out"].items()}
+    return {**before, **(trained.record.results["reference"] if trained and trained.record else {})}
+
+
+def _run_description(recipe: Recipe, planned: PlannedStage) -> RunDescription:
+    return RunDescription(
+        id=planned.folder.name,
+        name=planned.folder.name,
+        group=f"{recipe.name}/{planned.folder.parent.name}",
+        job_type=planned.name,
+        tags=(recipe.name, planned.name),
+        config={
+            "recipe": recipe.model_dump(mode="json"),
+            "stage": planned.name,
+            "fingerprint": planned.fingerprint,
+            "parents": planned.parents,
+        },
+        folder=planned.folder,
+    )
+
+
+def _training_stage(planned: PlannedStage) -> TrainStage:
+    assert isinstance(planned.stage, TrainStage)
+    return planned.stage

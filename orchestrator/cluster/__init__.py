@@ -1,0 +1,1 @@
+"""Ray: where processes run. It schedules and does not remember; what is done lies in the stages' folders."""

@@ -1,0 +1,87 @@
+"""A Ray cluster for the length of a command: started here, or joined."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+# Ray reads these when it is imported and when it starts its own processes.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+# Ray Train looks at its workers at this pace, also to see that they have finished.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+import ray  # noqa: E402
+import ray.exceptions  # noqa: E402
+
+from orchestrator.cluster.failures import cause_of  # noqa: E402
+from orchestrator.errors import ClusterError  # noqa: E402
+from orchestrator.schema import Cluster, LocalCluster  # noqa: E402
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster can ever give."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Capacity]:
+    """Ray for the length of a `with`; ClusterError when it cannot be started or joined."""
+    if isinstance(cluster, LocalCluster):
+        with _local(cluster) as capacity:
+            yield capacity
+        return
+    try:
+        ray.init(address=cluster.address, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ClusterError(f"cluster.address: no Ray cluster answers at {cluster.address}: {error}") from error
+    try:
+        yield _capacity()
+    finally:
+        ray.shutdown()
+
+
+def run_task(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Runs a function once, in a process of the cluster, and gives its answer or raises its error."""
+    task = ray.remote(num_cpus=1, max_retries=0)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise cause_of(error) from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the process that ran {function.__name__} was lost: {error}") from error
+
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+@contextmanager
+def _local(cluster: LocalCluster) -> Iterator[Capacity]:
+    # A folder of its own keeps other Ray clusters of this machine out of sight. Its name is short, because the
+    # sockets in it may have paths of at most 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        ray.init(address="local", num_gpus=cluster.gpus, include_dashboard=False, _temp_dir=folder, **_QUIET)
+        yield _capacity()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _capacity() -> Capacity:
+    resources = ray.cluster_resources()
+    nodes = sum(name.startswith("node:") and "internal_head" not in name for name in resources)
+    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), nodes)
+
+

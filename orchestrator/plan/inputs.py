@@ -1,0 +1,129 @@
+"""What a recipe names outside itself, found and hashed before anything is planned or started."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.contents import (
+    DataFile,
+    base_model_folder,
+    base_model_hash,
+    data_hash,
+    find_data,
+    linear_layer_names,
+    tokenizer_hash,
+)
+from orchestrator.errors import DataError, OrchestratorError, RecipeError
+from orchestrator.plan.plan import Contents
+from orchestrator.schema import ExportStage, RandomBase, Recipe, Stage, TrainStage
+from orchestrator.store import sha256_file, sha256_value
+
+_LLAMA_LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files behind a recipe."""
+
+    base: Path | RandomBase
+    base_text: tuple[DataFile, ...]
+    """What a random base's tokenizer is trained on."""
+    data: dict[str, tuple[DataFile, ...]]
+    """By stage, of each stage that reads data."""
+    held_out: dict[str, tuple[DataFile, ...]]
+    """Validation and retention text, where the recipe has them."""
+    contents: Contents
+
+
+def find_inputs(recipe: Recipe) -> Inputs:
+    """Finds and hashes all files that the recipe names; RecipeError lists everything that is missing."""
+    problems = _Problems()
+    base: Path | RandomBase | None = None
+    base_text: tuple[DataFile, ...] = ()
+    data: dict[str, tuple[DataFile, ...]] = {}
+    held_out: dict[str, tuple[DataFile, ...]] = {}
+    sentencepiece_model: str | None = None
+    with problems.collected():
+        base, base_text = _base(recipe)
+    for name, stage in recipe.stages.items():
+        with problems.collected():
+            if files := _stage_data(name, stage, recipe):
+                data[name] = files
+        with problems.collected():
+            sentencepiece_model = sentencepiece_model or _sentencepiece_hash(name, stage)
+    with problems.collected():
+        held_out |= {"validation": find_data("validation", recipe.validation)} if recipe.validation else {}
+    with problems.collected():
+        held_out |= {"retention": find_data("retention.text", recipe.retention.text)} if recipe.retention else {}
+    if base is not None:
+        with problems.collected():
+            _check_targets(recipe, _LLAMA_LAYERS if isinstance(base, RandomBase) else linear_layer_names(base))
+    if problems.found or base is None:
+        raise RecipeError(problems.found)
+    return Inputs(base, base_text, data, held_out, _contents(base, base_text, data, sentencepiece_model))
+
+
+@dataclass
+class _Problems:
+    found: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except OrchestratorError as error:
+            if str(error) not in self.found:
+                self.found.append(str(error))
+
+
+def _base(recipe: Recipe) -> tuple[Path | RandomBase, tuple[DataFile, ...]]:
+    if isinstance(recipe.base_model, RandomBase):
+        return recipe.base_model, find_data("base_model.text", recipe.base_model.text)
+    return base_model_folder(recipe.base_model), ()
+
+
+def _stage_data(name: str, stage: Stage, recipe: Recipe) -> tuple[DataFile, ...]:
+    """The stage's own sources, or the recipe's; nothing for a stage that reads none."""
+    if isinstance(stage, ExportStage) or (stage.kind == "vocabulary" and stage.sentencepiece_model):
+        return ()
+    if stage.kind == "vocabulary" and stage.merge == "none":
+        return ()
+    if stage.data:
+        return find_data(f"stages.{name}.data", stage.data)
+    word = "instructions" if isinstance(stage, TrainStage) and stage.objective == "answers" else "text"
+    sources = getattr(recipe, word)
+    if not sources:
+        raise DataError(f"{word}: is empty, and stages.{name} learns from it; give files, folders, globs or hub ids")
+    return find_data(word, sources)
+
+
+def _sentencepiece_hash(name: str, stage: Stage) -> str | None:
+    if stage.kind != "vocabulary" or not stage.sentencepiece_model:
+        return None
+    path = Path(stage.sentencepiece_model).expanduser()
+    if not path.is_file():
+        raise DataError(f"stages.{name}.sentencepiece_model: {path} is no file (looked in {Path.cwd()})")
+    return sha256_file(path)
+
+
+def _check_targets(recipe: Recipe, layers: tuple[str, ...]) -> None:
+    problems = [
+        f"stages.{name}.lora.targets: {target} names no linear layer of this model; choose from {', '.join(layers)}"
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, TrainStage) and stage.lora
+        for target in stage.lora.targets
+        if target not in layers
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _contents(
+    base: Path | RandomBase, base_text: tuple[DataFile, ...], data: dict[str, tuple[DataFile, ...]], model: str | None
+) -> Contents:
+    hashes = {name: data_hash(files) for name, files in data.items()}
+    if isinstance(base, RandomBase):
+        recipe_of_base = [base.model_dump(mode="json", exclude={"text"}), data_hash(base_text)]
+        return Contents(sha256_value(recipe_of_base), sha256_value(recipe_of_base), hashes, model)
+    return Contents(base_model_hash(base), tokenizer_hash(base), hashes, model)

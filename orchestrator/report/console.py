@@ -1,0 +1,166 @@
+"""The terminal: the plan first, one line per stage while it trains, then where the results lie.
+
+Where the output is no terminal there are plain lines instead of a moving one, at most one in ten seconds.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan.plan import Plan, PlannedStage, State
+from orchestrator.plan.record import Record
+from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
+
+_POLL_SECONDS = 0.5
+_PLAIN_LINE_SECONDS = 10.0
+_COLOURS = {State.DONE: "green", State.RUN: "yellow", State.SKIP: "dim"}
+
+
+class Console:
+    """Tells a person what happens."""
+
+    def __init__(self, terminal: Terminal | None = None) -> None:
+        self._terminal = terminal or Terminal(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self._terminal.print(text, style="dim")
+
+    def show_plan(self, recipe: Recipe, plan: Plan) -> None:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("", "stage", "what learns", "state", "why"):
+            table.add_column(heading, overflow="fold")
+        for planned in plan.stages:
+            state = Text(planned.state.value, style=_COLOURS[planned.state])
+            table.add_row(str(planned.number), planned.name, what_learns(planned), state, planned.reason)
+        self._terminal.print(Text(f"{recipe.name}", style="bold"))
+        self._terminal.print(table)
+
+    def stage_begins(self, planned: PlannedStage) -> None:
+        self._terminal.print(f"[bold]{planned.number} {planned.name}[/bold] → {shown(planned.folder)}")
+
+    def stage_ends(self, planned: PlannedStage, record: Record) -> None:
+        for line in _findings(planned, record.results):
+            self._terminal.print(f"  {line}")
+
+    def warn(self, text: str) -> None:
+        self._terminal.print(text, style="yellow")
+
+    def fail(self, text: str) -> None:
+        """An error that a person can act on; on stderr."""
+        Terminal(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style="red"))
+
+    @contextmanager
+    def progress(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[None]:
+        """Shows how far training is, from the rows of its metrics, until the `with` ends."""
+        finished = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(num_steps, rows, finished), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            watcher.join()
+
+    def show_results(self, plan: Plan) -> None:
+        done = [planned for planned in plan.stages if planned.state is State.DONE]
+        if not done:
+            return
+        self._terminal.print("results", style="bold")
+        for planned in done:
+            for path in artifacts(planned):
+                self._terminal.print(f"  {planned.name:<12} {shown(path)}")
+
+    def _watch(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event) -> None:
+        if not self._terminal.is_terminal:
+            self._watch_plainly(num_steps, rows, finished)
+            return
+        with self._terminal.status("  loading the model", spinner="dots") as status:
+            while not finished.wait(_POLL_SECONDS):
+                if seen := rows():
+                    status.update(f"  {_progress_line(seen, num_steps)}")
+        if seen := rows():
+            self._terminal.print(f"  {_progress_line(seen, num_steps)}")
+
+    def _watch_plainly(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event) -> None:
+        shown_step, shown_at = 0, time.monotonic()
+        while True:
+            over = finished.wait(_POLL_SECONDS)
+            seen = rows()
+            due = over or time.monotonic() - shown_at > _PLAIN_LINE_SECONDS
+            if seen and due and seen[-1]["step"] != shown_step:
+                self._terminal.print(f"  {_progress_line(seen, num_steps)}")
+                shown_step, shown_at = seen[-1]["step"], time.monotonic()
+            if over:
+                return
+
+
+def what_learns(planned: PlannedStage) -> str:
+    """A clause that says what a stage trains or makes."""
+    stage = planned.stage
+    match stage:
+        case VocabularyStage(merge="none"):
+            return "nothing: keeps the base tokenizer"
+        case VocabularyStage():
+            return f"nothing: merges a vocabulary ({stage.merge})"
+        case ExportStage():
+            return "nothing: writes one adapter" + (" and the merged model" if stage.merged else "")
+        case TrainStage():
+            lora = f"LoRA r{stage.lora.rank} on {', '.join(name.removesuffix('_proj') for name in stage.lora.targets)}" if stage.lora else ""
+            return " + ".join(part for part in (lora, ", ".join(stage.modules_to_save)) if part)
+
+
+def artifacts(planned: PlannedStage) -> list[Path]:
+    """What a finished stage left for others to use."""
+    match planned.stage:
+        case VocabularyStage():
+            names = ["tokenizer", "base"]
+        case TrainStage():
+            names = ["adapter"]
+        case ExportStage():
+            names = ["adapter", "merged"]
+    return [planned.folder / name for name in names if (planned.folder / name).is_dir()]
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _progress_line(rows: Sequence[dict[str, Any]], num_steps: int) -> str:
+    last = rows[-1]
+    recent = rows[-10:]
+    pace = sum(row["seconds"] for row in recent) / len(recent)
+    rate = sum(row["tokens_per_second"] for row in recent) / len(recent)
+    left = duration((num_steps - last["step"]) * pace)
+    return f"step {last['step']:,}/{num_steps:,}  loss {last['loss']:.3f}  {rate:,.0f} tokens/s  {left} left"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
+    """What a person would want to know of a finished stage, a line each."""
+    if isinstance(planned.stage, VocabularyStage):
+        return _vocabulary_findings(results)
+    if isinstance(planned.stage, ExportStage):
+        difference = results.get("merged_logit_difference")
+        return [f"merged and adapter agree: logits differ by at most {difference:.2g} of the largest"] if difference is not None else []
+    lines = [f"trained {results['trainable']:,} of {results['parameters']:,} parameters ({results['trainable'] / results['parameters']:.2%})"]
+    for name, values in results["held_out"].items():
+        before, after, base = (part["bits_per_character"] for part in (values["before"], values["after"], results["reference"][name]))
+        lines.append(f"{name}: {before:.3f} → {after:.3f} bits per character (base {base:.3f})")
+    return [*lines, f"done in {duration(results['seconds'])}"]
+
+
+def _vocabulary_findings(results: dict[str, Any]) -> list[str]:
+    return [f"{key}: {value}" for key, value in results.items()]

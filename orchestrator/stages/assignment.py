@@ -1,0 +1,64 @@
+"""All that a worker needs to know to train one stage; plain values, so that it travels to another machine."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.checkpoint.manifest import Origin
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.schema import Tracking, TrainStage
+from orchestrator.tracking import RunDescription
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Prepared text that is evaluated, never learned."""
+
+    name: str
+    rows: Path
+
+
+@dataclass(frozen=True)
+class TrainAssignment:
+    """One training stage, as its workers see it."""
+
+    stage: TrainStage
+    adaptation: Adaptation
+    base: Path
+    tokenizer: Path
+    parent_adapter: Path | None
+    rows: Path
+    """Prepared data to learn from."""
+    held_out: tuple[HeldOut, ...]
+    folder: Path
+    origin: Origin
+    num_steps: int
+    seed: int
+    precision: Literal["bf16", "fp16", "fp32"]
+    zero: Literal[0, 1, 2, 3]
+    threads: int
+    """CPU threads of each worker."""
+    tracking: Tracking
+    run: RunDescription
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that a worker sets before it loads a library."""
+
+
+def results_file(folder: Path) -> Path:
+    """Where rank 0 leaves a stage's results for the driver."""
+    return folder / "work" / "results.json"
+
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportAssignment:
+    """What is exported, and from what."""
+
+    base: Path
+    tokenizer: Path
+    adapter: Path
+    adaptation: Adaptation
+    folder: Path
+    precision: Literal["bf16", "fp16", "fp32"]
