@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orchestrator.compose import RECIPES_FOLDER, compose  # noqa: E402
-from orchestrator.errors import OrchestratorError  # noqa: E402
-from orchestrator.pipeline import run_pipeline  # noqa: E402
-from orchestrator.report.console import Console  # noqa: E402
+from orchestrator.compose import RECIPES_FOLDER, compose
+from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline import run_pipeline
+from orchestrator.report.console import Console
 
 _HYDRA_FLAGS = ("-", "hydra.", "hydra/")
 

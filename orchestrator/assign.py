@@ -50,16 +50,22 @@ def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Prepa
     )
 
 
-def held_out_preparations(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> dict[str, Preparation]:
-    """The texts that are evaluated before and after a training stage, by name."""
-    block_length = _training_stage(planned).block_length
-    return {
-        name: Preparation("held_out", tokenizer, name, files, block_length) for name, files in inputs.held_out.items()
-    }
+def held_out_preparations(recipe: Recipe, inputs: Inputs, tokenizer: Path) -> dict[str, Preparation]:
+    """The texts that are evaluated before and after a training stage, by name.
+
+    All stages see them in windows of the same length, so that their numbers compare.
+    """
+    window = min(stage.block_length for stage in recipe.stages.values() if isinstance(stage, TrainStage))
+    return {name: Preparation("held_out", tokenizer, name, files, window) for name, files in inputs.held_out.items()}
 
 
 def training(
-    recipe: Recipe, planned: PlannedStage, sources: Sources, rows: tuple[Path, int], held_out: tuple[HeldOut, ...], threads: int
+    recipe: Recipe,
+    planned: PlannedStage,
+    sources: Sources,
+    rows: tuple[Path, int],
+    held_out: tuple[HeldOut, ...],
+    threads: int,
 ) -> TrainAssignment:
     """The assignment of a training stage; `rows` is the prepared data and how many rows it has."""
     stage = _training_stage(planned)
@@ -97,7 +103,8 @@ def exporting(recipe: Recipe, inputs: Inputs, plan: Plan, planned: PlannedStage)
     """The assignment of an export stage: the last training stage's adapter."""
     sources = sources_of(inputs, plan, planned)
     trained = plan.parent(planned, TrainStage)
-    assert trained and sources.parent_adapter
+    assert trained
+    assert sources.parent_adapter
     return ExportAssignment(
         base=sources.base,
         tokenizer=sources.tokenizer,

@@ -53,7 +53,9 @@ def to_recipe(config: DictConfig, overrides: Sequence[str] = (), files: Mapping[
 
 def _telling(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Leaves out, where a union was tried, the members that a value was plainly not meant for."""
-    telling = [detail for detail in details if not (detail["type"] == "string_type" and isinstance(detail["input"], Mapping))]
+    telling = [
+        detail for detail in details if not (detail["type"] == "string_type" and isinstance(detail["input"], Mapping))
+    ]
     return telling or list(details)
 
 
@@ -116,7 +118,9 @@ def _explain_override(error: Exception, overrides: Sequence[str]) -> str:
         key, separator, _ = override.lstrip("+~").partition("=")
         if separator and any(f"'{key}'" in cause for cause in causes):
             path = _unknown_part(key, causes)
-            return f"{path}: no such key{_suggest(path.rsplit('.', 1)[-1], _siblings(path))} (set by the override {override})"
+            return (
+                f"{path}: no such key{_suggest(path.rsplit('.', 1)[-1], _siblings(path))} (set by the override {override})"
+            )
     return "\n".join(causes[:1])
 
 

@@ -5,11 +5,13 @@ or any URL that fsspec opens.
 """
 
 import glob
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -139,13 +141,16 @@ def _remote_files(field: str, source: str) -> list[DataFile]:
     return [DataFile(filesystem.unstrip_protocol(info["name"]), _remote_hash(filesystem, info)) for info in details]
 
 
-def _remote_hash(filesystem: fsspec.AbstractFileSystem, info: dict) -> str:
+def _remote_hash(filesystem: Any, info: dict[str, Any]) -> str:
     """The store's own content hash where it keeps one, else a hash of the bytes."""
     for key in ("sha256", "blob_id", "ETag", "etag"):
         if info.get(key):
             return sha256_value([key, str(info[key])])
+    digest = hashlib.sha256()
     with filesystem.open(info["name"], "rb") as file:
-        return sha256_value(file.read().hex())
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _check_file(field: str, name: str, path: str, size: int) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +16,17 @@ from torch import Tensor, nn
 # On a machine without a GPU DeepSpeed would guess, and say so.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad  # noqa: E402
-from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
+import deepspeed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-from orchestrator.errors import TrainingError  # noqa: E402
-from orchestrator.model.checksum import checksum  # noqa: E402
+from orchestrator.data.batches import MicroBatch, StepBatch
+from orchestrator.errors import TrainingError
+from orchestrator.model.checksum import checksum
 
 deepspeed_logger.setLevel(logging.ERROR)
 deepspeed.utils.logger.setLevel(logging.ERROR)
-
-
-class MicroBatch(Protocol):
-    """Rows that a device takes at once: input_ids and labels, both [rows, tokens] int64."""
-
-    input_ids: Tensor
-    labels: Tensor
-
-
-class StepBatch(Protocol):
-    """This rank's micro-batches of one global batch, and what the whole of it holds."""
-
-    micro_batches: Sequence[MicroBatch]
-    num_targets: int
-    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,8 @@ class Engine:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = torch.cuda.is_available()
         optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=on_gpu)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        # The engine's attributes come from many mixins, and its annotations say too little to check against.
+        self._engine, *_ = cast(Any, deepspeed.initialize)(
             model=model, optimizer=optimizer, config=_config(settings, on_gpu), dist_init_required=False
         )
         # Without ZeRO, DeepSpeed makes the moments by a step on zero gradients. Adam counts it, and its first real update
@@ -153,16 +140,13 @@ class Engine:
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
         if self._settings.zero > 0:
-            return safe_get_full_fp32_param(parameter)
+            return cast(Tensor, safe_get_full_fp32_param(parameter))
         if self._settings.precision == "fp32":
             return parameter
         # Without partitioning DeepSpeed keeps masters in groups that mirror those of the half-precision weights.
         groups = zip(self._engine.optimizer.fp16_groups, self._engine.optimizer.fp32_groups, strict=True)
         return next(
-            master
-            for halves, masters in groups
-            for half, master in zip(halves, masters, strict=True)
-            if half is parameter
+            master for halves, masters in groups for half, master in zip(halves, masters, strict=True) if half is parameter
         )
 
     def _plain_gradient_norm(self) -> float | None:

@@ -3,7 +3,17 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "deepspeed", "transformers", "peft", "ray", "tokenizers", "sentencepiece", "safetensors", "bitsandbytes")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "ray",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "bitsandbytes",
+)
 
 
 def versions() -> dict[str, str]:

@@ -3,11 +3,13 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import assign
+from orchestrator.contents import DataFile
 from orchestrator.data.documents import check_documents
 from orchestrator.data.instructions import check_instructions
 from orchestrator.environment import versions
@@ -85,6 +87,7 @@ def _run_stage(run: Run, plan: Plan, planned: PlannedStage, shape: "WorkerShape"
             fingerprint=planned.fingerprint,
             identity=planned.identity,
             parents=planned.parents,
+            recipe=run.recipe.model_dump(mode="json"),
             results={**results, "seconds": time.monotonic() - started},
             environment=versions(),
         ),
@@ -111,14 +114,29 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, shape: "WorkerShape"
     rows = run_task(bodies.prepare_body, assign.preparation(run.inputs, planned, sources.tokenizer), run.run_root)
     held_out = tuple(
         HeldOut(name, run_task(bodies.prepare_body, preparation, run.run_root)[0])
-        for name, preparation in assign.held_out_preparations(run.inputs, planned, sources.tokenizer).items()
+        for name, preparation in assign.held_out_preparations(run.recipe, run.inputs, sources.tokenizer).items()
     )
     assignment = assign.training(run.recipe, planned, sources, rows, held_out, shape.cpus)
     metrics = planned.folder / "metrics.jsonl"
     with run.console.progress(assignment.num_steps, lambda: read_metrics(metrics)):
         run_workers(bodies.train_body, assignment, shape, planned.folder)
     results = read_json(results_file(planned.folder))
-    return {**results, "reference": assign.reference(plan, planned, results)}
+    complete = {**results, "reference": assign.reference(plan, planned, results)}
+    _warn_if_forgotten(run, planned, complete)
+    return complete
+
+
+def _warn_if_forgotten(run: Run, planned: PlannedStage, results: dict[str, Any]) -> None:
+    """The stage is kept: what was learned may be worth what was forgotten, and only the user can say."""
+    if run.recipe.retention is None:
+        return
+    before, after = results["reference"]["retention"], results["held_out"]["retention"]["after"]
+    rise = after["bits_per_character"] - before["bits_per_character"]
+    if rise > run.recipe.retention.max_rise:
+        run.console.warn(
+            f"  {planned.name}: the retention text costs {rise:.3f} bits per character more than under the base model, "
+            f"and retention.max_rise is {run.recipe.retention.max_rise:g}; mix such text into the data, or train less"
+        )
 
 
 def _run_export(run: Run, plan: Plan, planned: PlannedStage) -> dict[str, Any]:
@@ -149,6 +167,7 @@ def _check_data(run: Run, plan: Plan) -> None:
     run.console.say("reading the data")
     problems = []
     seen: set[tuple] = set()
+    checks: list[tuple[Callable[..., object], str, tuple[DataFile, ...]]]
     checks = [(check_documents, name, files) for name, files in run.inputs.held_out.items()]
     for planned in plan.to_run:
         if files := run.inputs.data.get(planned.name):

@@ -38,7 +38,10 @@ def write_adapter(
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, temporary / name)
     verify_written(temporary / WEIGHTS_NAME, tensors)
-    shapes = {key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")} for key, tensor in tensors.items()}
+    shapes = {
+        key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for key, tensor in tensors.items()
+    }
     write_manifest(temporary, origin, shapes)
     sync_files(temporary)
     temporary.rename(folder)

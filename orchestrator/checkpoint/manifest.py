@@ -40,7 +40,9 @@ class Manifest:
 def write_manifest(folder: Path, origin: Origin, tensors: dict[str, dict[str, Any]]) -> None:
     """Hashes every file of the folder and writes the manifest beside them."""
     names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST_NAME]
-    write_json(folder / MANIFEST_NAME, asdict(Manifest(origin, tensors, {name: sha256_file(folder / name) for name in names})))
+    write_json(
+        folder / MANIFEST_NAME, asdict(Manifest(origin, tensors, {name: sha256_file(folder / name) for name in names}))
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -62,7 +64,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: {name} is missing; the manifest lists it")
         if sha256_file(folder / name) != digest:
-            raise ModelError(f"{folder}: {name} is not the file that was written (its sha256 differs); restore it, or train again")
+            raise ModelError(
+                f"{folder}: {name} is not the file that was written (its sha256 differs); restore it, or train again"
+            )
 
 
 def check_belongs(folder: Path, manifest: Manifest, base: Path, tokenizer: Path) -> None:

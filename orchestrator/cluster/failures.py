@@ -12,7 +12,9 @@ def cause_of(error: BaseException) -> OrchestratorError:
         ours = [found for failure in error.worker_failures.values() if (found := _ours(failure))]
         return ours[0] if ours else ClusterError(_describe(error))
     if isinstance(error, ControllerError):
-        return _ours(error.controller_failure) or ClusterError(f"Ray Train could not start the workers: {error.controller_failure}")
+        return _ours(error.controller_failure) or ClusterError(
+            f"Ray Train could not start the workers: {error.controller_failure}"
+        )
     return _ours(error) or ClusterError(str(error))
 
 

@@ -16,12 +16,12 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Ray Train looks at its workers at this pace, also to see that they have finished.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-import ray  # noqa: E402
-import ray.exceptions  # noqa: E402
+import ray
+import ray.exceptions
 
-from orchestrator.cluster.failures import cause_of  # noqa: E402
-from orchestrator.errors import ClusterError  # noqa: E402
-from orchestrator.schema import Cluster, LocalCluster  # noqa: E402
+from orchestrator.cluster.failures import cause_of
+from orchestrator.errors import ClusterError
+from orchestrator.schema import Cluster, LocalCluster
 
 Answer = TypeVar("Answer")
 
@@ -83,5 +83,3 @@ def _capacity() -> Capacity:
     resources = ray.cluster_resources()
     nodes = sum(name.startswith("node:") and "internal_head" not in name for name in resources)
     return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), nodes)
-
-

@@ -18,7 +18,9 @@ class WorkerShape:
     cpus: int
 
 
-def workers_for(requested: int | None, capacity: Capacity, cluster: Cluster, stages: Mapping[str, TrainStage]) -> WorkerShape:
+def workers_for(
+    requested: int | None, capacity: Capacity, cluster: Cluster, stages: Mapping[str, TrainStage]
+) -> WorkerShape:
     """The workers asked for, or as many as fit the cluster and divide every stage's batch.
 
     RecipeError when the cluster can never give as many, or a batch does not divide; all stages are named at once.

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ray.exceptions
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from orchestrator.cluster.failures import cause_of
 from orchestrator.cluster.sizing import WorkerShape
@@ -54,7 +55,9 @@ def run_workers(body: Callable[[Any], None], assignment: Any, shape: WorkerShape
 def check_compiler(shape: WorkerShape) -> None:
     """DeepSpeed builds one small op for communication between CPU workers; ClusterError says what is missing."""
     if shape.gpus == 0 and not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
-        raise ClusterError("no C++ compiler: DeepSpeed builds an op for training on CPU; install g++ (Debian: apt install g++)")
+        raise ClusterError(
+            "no C++ compiler: DeepSpeed builds an op for training on CPU; install g++ (Debian: apt install g++)"
+        )
 
 
 def _worker(config: dict[str, Any]) -> None:

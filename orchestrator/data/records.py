@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
 import fsspec
 
@@ -30,7 +30,7 @@ def read_records(field: str, file: DataFile, columns: Sequence[str]) -> Iterator
     """
     place = f"{field}: {file.name}"
     try:
-        with fsspec.open(file.url, "rb") as opened:
+        with cast("IO[bytes]", fsspec.open(file.url, "rb")) as opened:
             if file.name.endswith(".jsonl"):
                 yield from _json_lines(place, opened)
             elif file.name.endswith(".json"):

@@ -97,7 +97,9 @@ def load_with_peft(model: nn.Module, folder: Path) -> nn.Module:
 
 def linear_layer_names(model: nn.Module) -> tuple[str, ...]:
     """Last names of the linear layers inside the blocks, sorted."""
-    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name))
+    linear = (
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name)
+    )
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear}))
 
 

@@ -1,7 +1,10 @@
 """The loss: cross-entropy of the next token, summed over the positions that carry loss."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 IGNORED = -100
 """The label of a position without loss."""
@@ -15,9 +18,9 @@ class SummedLoss(nn.Module):
     number of workers changes the loss.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         # No mask and no cache: rows are padded on the right, where a causal model never looks.
@@ -32,5 +35,3 @@ class SummedLoss(nn.Module):
 def bits_per_character(nats: float, characters: int) -> float:
     """A loss that compares across tokenizers: summed nats over the characters they cover, in bits."""
     return nats / (characters * 0.6931471805599453)
-
-

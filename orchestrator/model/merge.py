@@ -17,7 +17,9 @@ _PREFIX = "base_model.model."
 _INDEX_NAME = "model.safetensors.index.json"
 
 
-def write_merged(base: Path, adapter: Mapping[str, Tensor], adaptation: Adaptation, folder: Path, max_shard_bytes: int) -> None:
+def write_merged(
+    base: Path, adapter: Mapping[str, Tensor], adaptation: Adaptation, folder: Path, max_shard_bytes: int
+) -> None:
     """Writes W + (alpha / rank) B A for each adapted layer, and the adapter's embedding and head, beside all the rest.
 
     The sum is made in fp32 and stored in the base's dtype. ModelError names an adapter tensor that found no place.
@@ -31,7 +33,10 @@ def write_merged(base: Path, adapter: Mapping[str, Tensor], adaptation: Adaptati
     if unused:
         raise ModelError(f"the adapter's {sorted(unused)[0]} has no counterpart in the base {base}")
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": {key: name for name, keys in shards.items() for key in keys}}
+        index = {
+            "metadata": {"total_size": sum(sizes.values())},
+            "weight_map": {key: name for name, keys in shards.items() for key in keys},
+        }
         (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ class LoraShape:
     """The factors on one kind of linear layer: A [rank, in], B [out, rank], scaled by alpha / rank."""
 
     rank: int
-    alpha: float
+    alpha: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def _conflicts(name: str, lora: Lora | None, before: Adaptation, origin: dict[st
         return []
     shape = LoraShape(lora.rank, lora.alpha)
     return [
-        f"stages.{name}.lora: {target} was given rank {before.lora[target].rank} and alpha {before.lora[target].alpha:g} by "
-        f"stages.{origin[target]}, and goes on with them; it cannot become rank {shape.rank} and alpha {shape.alpha:g}"
+        f"stages.{name}.lora: {target} was given rank {before.lora[target].rank} and alpha {before.lora[target].alpha} by "
+        f"stages.{origin[target]}, and goes on with them; it cannot become rank {shape.rank} and alpha {shape.alpha}"
         for target in lora.targets
         if target in before.lora and before.lora[target] != shape
     ]

@@ -31,7 +31,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
         if old == new:
             continue
         if key == "parents":
-            changed = [parent for parent in (new or {}) if (old or {}).get(parent) != new[parent]]
+            changed = [parent for parent, fingerprint in (new or {}).items() if (old or {}).get(parent) != fingerprint]
             yield "follows a changed " + " and ".join(changed) if changed else "other parents"
         elif isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{prefix}{key}." if key != "stage" else prefix)

@@ -134,7 +134,9 @@ def _with_states(planned: Sequence[PlannedStage], selected: Sequence[str]) -> tu
         else:
             wanted |= set(entry.parents)
             needed = "" if entry.name in selected else "needed by a later stage; "
-            decided.append(replace(entry, state=State.RUN, reason=needed + why_new(entry.name, entry.identity, entry.folder)))
+            decided.append(
+                replace(entry, state=State.RUN, reason=needed + why_new(entry.name, entry.identity, entry.folder))
+            )
     return tuple(reversed(decided))
 
 

@@ -25,6 +25,8 @@ class Record:
     """The payload that the fingerprint hashes, kept so that a change can be explained field by field."""
     parents: dict[str, str]
     """Fingerprints of the stages it was made from, by name."""
+    recipe: dict[str, Any]
+    """The whole resolved recipe of the command that ran the stage."""
     results: dict[str, Any]
     environment: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
@@ -41,7 +43,9 @@ def read_record(folder: Path) -> Record | None:
         return None
     value = read_json(path)
     if value.get("format") != RECORD_FORMAT:
-        raise OrchestratorError(f"{path}: format {value.get('format')} was written by another version; this one reads {RECORD_FORMAT}")
+        raise OrchestratorError(
+            f"{path}: format {value.get('format')} was written by another version; this one reads {RECORD_FORMAT}"
+        )
     return Record(**value)
 
 
@@ -53,7 +57,15 @@ def artifact_files(folder: Path) -> dict[str, str]:
 
 def commit(folder: Path, record: Record) -> Record:
     """Flushes the artifact to disk and writes the record, with the files' hashes; from then on the stage is done."""
+    _make_readable(folder)
     sync_files(folder)
     complete = replace(record, files=artifact_files(folder), finished=time.time())
     write_json(folder / RECORD_NAME, asdict(complete))
     return complete
+
+
+def _make_readable(folder: Path) -> None:
+    """safetensors writes files that only their owner can read; an artifact is for everyone who can read its folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | 0o044)

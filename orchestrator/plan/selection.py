@@ -33,7 +33,9 @@ def _names_of(part: int | str, names: Sequence[str]) -> Sequence[str]:
             raise RecipeError(f"stage: the range {text} runs backwards; write {last}-{first}")
         return names[first : last + 1]
     close = difflib.get_close_matches(text, names, n=1)
-    raise RecipeError(f"stage: there is no stage {text!r}{f'; did you mean {close[0]}?' if close else ''}; {_choices(names)}")
+    raise RecipeError(
+        f"stage: there is no stage {text!r}{f'; did you mean {close[0]}?' if close else ''}; {_choices(names)}"
+    )
 
 
 def _numbered(number: int, names: Sequence[str]) -> str:

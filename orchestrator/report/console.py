@@ -88,7 +88,9 @@ class Console:
         if seen := rows():
             self._terminal.print(f"  {_progress_line(seen, num_steps)}")
 
-    def _watch_plainly(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event) -> None:
+    def _watch_plainly(
+        self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event
+    ) -> None:
         shown_step, shown_at = 0, time.monotonic()
         while True:
             over = finished.wait(_POLL_SECONDS)
@@ -112,7 +114,11 @@ def what_learns(planned: PlannedStage) -> str:
         case ExportStage():
             return "nothing: writes one adapter" + (" and the merged model" if stage.merged else "")
         case TrainStage():
-            lora = f"LoRA r{stage.lora.rank} on {', '.join(name.removesuffix('_proj') for name in stage.lora.targets)}" if stage.lora else ""
+            lora = (
+                f"LoRA r{stage.lora.rank} on {', '.join(name.removesuffix('_proj') for name in stage.lora.targets)}"
+                if stage.lora
+                else ""
+            )
             return " + ".join(part for part in (lora, ", ".join(stage.modules_to_save)) if part)
 
 
@@ -154,13 +160,27 @@ def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
         return _vocabulary_findings(results)
     if isinstance(planned.stage, ExportStage):
         difference = results.get("merged_logit_difference")
-        return [f"merged and adapter agree: logits differ by at most {difference:.2g} of the largest"] if difference is not None else []
-    lines = [f"trained {results['trainable']:,} of {results['parameters']:,} parameters ({results['trainable'] / results['parameters']:.2%})"]
+        return (
+            [f"merged and adapter agree: logits differ by at most {difference:.2g} of the largest"]
+            if difference is not None
+            else []
+        )
+    trainable, total = results["trainable"], results["parameters"]
+    lines = [f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"]
     for name, values in results["held_out"].items():
-        before, after, base = (part["bits_per_character"] for part in (values["before"], values["after"], results["reference"][name]))
+        before, after, base = (
+            part["bits_per_character"] for part in (values["before"], values["after"], results["reference"][name])
+        )
         lines.append(f"{name}: {before:.3f} → {after:.3f} bits per character (base {base:.3f})")
     return [*lines, f"done in {duration(results['seconds'])}"]
 
 
 def _vocabulary_findings(results: dict[str, Any]) -> list[str]:
-    return [f"{key}: {value}" for key, value in results.items()]
+    base, added, total, rows = (results.get(name, 0) for name in ("base_tokens", "added_tokens", "tokens", "rows"))
+    lines = [f"{base:,} tokens + {added:,} new = {total:,}, in {rows:,} rows"]
+    if dropped := results.get("dropped_pieces"):
+        lines.append("left out: " + ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items()))
+    for name, counts in results.get("compression", {}).items():
+        before, after = counts["tokens_per_character_before"], counts["tokens_per_character_after"]
+        lines.append(f"{name.replace('_', ' ')}: {before:.3f} → {after:.3f} tokens per character")
+    return [*lines, f"done in {duration(results['seconds'])}"]

@@ -39,7 +39,7 @@ class Lora(Schema):
     targets: tuple[str, ...] = Field(min_length=1)
     """Names of linear layers, such as q_proj; every block's layer of that name is adapted."""
     rank: PositiveInt
-    alpha: PositiveFloat
+    alpha: PositiveInt
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

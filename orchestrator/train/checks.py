@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from orchestrator.engine import MicroBatch, StepResult
+from orchestrator.data.batches import MicroBatch
+from orchestrator.engine import StepResult
 from orchestrator.errors import TrainingError
 from orchestrator.model.loss import IGNORED, SummedLoss
 from orchestrator.train.loop import INSPECTED_STEPS, Progress
@@ -69,7 +70,9 @@ def check_end_is_learned(batches: Iterable[MicroBatch], end_id: int) -> None:
     for batch in batches:
         if (batch.labels[:, 1:] == end_id).any():
             return
-    raise TrainingError(f"no sample carries loss on the end of sequence (token {end_id}); the model would never learn to stop")
+    raise TrainingError(
+        f"no sample carries loss on the end of sequence (token {end_id}); the model would never learn to stop"
+    )
 
 
 def _gradients(
@@ -83,7 +86,9 @@ def _gradients(
     missing = [name for name, parameter in trainable.items() if parameter.grad is None]
     if missing:
         raise TrainingError(f"{missing[0]} is declared trainable but got no gradient; is it used in the forward?")
-    norms = {name: parameter.grad.float().norm().item() for name, parameter in trainable.items() if parameter.grad is not None}
+    norms = {
+        name: parameter.grad.float().norm().item() for name, parameter in trainable.items() if parameter.grad is not None
+    }
     model.zero_grad(set_to_none=True)
     return norms
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.engine import Engine, StepBatch, StepResult
+from orchestrator.data.batches import StepBatch
+from orchestrator.engine import Engine, StepResult
 from orchestrator.train.schedule import Schedule
 
 INSPECTED_STEPS = 2
@@ -33,9 +34,7 @@ def train(
 ) -> Progress:
     """Trains until the schedule is spent; all ranks must call."""
     while not schedule.is_spent(progress.step):
-        result = engine.step(
-            next(batches), schedule.learning_rate(progress.step), inspect=progress.step < INSPECTED_STEPS
-        )
+        result = engine.step(next(batches), schedule.learning_rate(progress.step), inspect=progress.step < INSPECTED_STEPS)
         progress = progress.after(result.num_tokens)
         for hook in hooks:
             hook.after_step(progress, result)

@@ -26,8 +26,9 @@ def read_model(path: Path) -> ModelProto:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise ModelError(f"{path} is not a SentencePiece model ({error})") from error
+    # Other files, such as tiktoken's, may pass for a message of fields that are unknown here.
     if not model.pieces:
-        raise ModelError(f"{path} is a SentencePiece model without pieces")
+        raise ModelError(f"{path} is not a SentencePiece model (it holds no pieces)")
     return model
 
 

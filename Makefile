@@ -1,0 +1,40 @@
+# The two commands of a fresh machine are `make run` and `make test`; both set everything up first.
+# Needs Python 3.11 or newer, make and a C++ compiler.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?= recipe=chinese_llama stage=2
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: run test lint format setup clean
+
+run: setup
+	$(BIN)/python launch/run.py $(ARGS)
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Name another: make PYTHON=python3.12"; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
+		{ echo "A C++ compiler is needed: DeepSpeed builds a small op for training on CPU (Debian: apt install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
