@@ -7,17 +7,20 @@ and the file or override that set it.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from orchestrator.errors import RecipeError
 from orchestrator.schema import Recipe
@@ -25,30 +28,72 @@ from orchestrator.schema.paths import allowed_keys, recipe_path
 
 RECIPES_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 CONFIG_NAME = "config"
+_WORD = re.compile(r"~.|\+{0,2}[^=+~]+=")
+_PLAIN_TYPES = {"tuple_type": "list", "model_type": "mapping", "model_attributes_type": "mapping", "dict_type": "mapping"}
 
 
 def compose(overrides: Sequence[str], folder: Path = RECIPES_FOLDER) -> Recipe:
     """The recipe that these words describe; RecipeError lists everything that is wrong with them."""
+    if strangers := [word for word in overrides if not _WORD.match(word)]:
+        raise RecipeError(f"{word}: sets nothing; write key=value, such as stage=2" for word in strangers)
+    words = [_forced(word, folder) for word in overrides]
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         try:
-            config = hydra_compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
+            config = hydra_compose(CONFIG_NAME, words, return_hydra_config=True)
         except MissingConfigException as error:
             raise RecipeError(_explain_missing(error, overrides)) from error
-        except (HydraException, OmegaConfBaseException) as error:
-            raise RecipeError(_explain_override(error, overrides)) from error
-    return to_recipe(config, overrides, _chosen_files(config, folder))
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise RecipeError(_explain_refusal(error, overrides)) from error
+    return to_recipe(config, Origin(overrides, folder, _chosen_files(config, folder)))
 
 
-def to_recipe(config: DictConfig, overrides: Sequence[str] = (), files: Mapping[Path, str] | None = None) -> Recipe:
-    """Types a composed config; `files` maps each YAML file that took part to the package it was put under."""
+@dataclass(frozen=True)
+class Origin:
+    """What a composed config was made from."""
+
+    overrides: Sequence[str]
+    folder: Path
+    files: Sequence[tuple[Path, str]]
+    """The YAML files that took part, each with the package it was put under ('' for the top level)."""
+
+    def of(self, path: str, given: object) -> str:
+        """Names the override or the files that a value came from; overrides win, as they do in Hydra."""
+        keys = {override: override.lstrip("+~").split("=", 1)[0] for override in self.overrides}
+        if whole := [override for override, key in keys.items() if f"{path}.".startswith(f"{key}.")]:
+            return f" (set by the override {whole[-1]})"
+        if parts := [override for override, key in keys.items() if key.startswith(f"{path}.")]:
+            return f" (set by the override {' '.join(parts)})"
+        found = [(file, _value_in(file, package, path)) for file, package in self.files]
+        names = [
+            str(file.relative_to(self.folder.parent))
+            for file, value in found
+            if isinstance(value, DictConfig) or (value is not None and value == given)
+        ]
+        return f" (set in {', '.join(names)})" if names else ""
+
+
+def to_recipe(config: DictConfig, origin: Origin) -> Recipe:
+    """Types a composed config; RecipeError lists everything that is wrong with it."""
     recipe = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    values = cast(dict[str, Any], OmegaConf.to_container(recipe, resolve=True))
+    try:
+        values = cast(dict[str, Any], OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise RecipeError(f"{error.full_key}: is required and not set") from error
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{error.full_key}: {str(error).splitlines()[0]}{origin.of(str(error.full_key), None)}") from error
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(detail, overrides, files or {}) for detail in _telling(error.errors())]
-        raise RecipeError(problems) from error
+        by_path = groupby(_telling(error.errors()), key=lambda detail: recipe_path(detail["loc"]))
+        raise RecipeError(_describe(path, list(details), values, origin) for path, details in by_path) from error
+
+
+def _forced(word: str, folder: Path) -> str:
+    """`key=value` as `++key=value`: the schema knows which keys there are, the files only those that they set."""
+    key = word.lstrip("+").partition("=")[0]
+    is_group = (folder / key.partition("@")[0]).is_dir()
+    return word if is_group or key.startswith(("~", "hydra.")) else f"++{word.lstrip('+')}"
 
 
 def _telling(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
@@ -59,45 +104,61 @@ def _telling(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return telling or list(details)
 
 
-def _describe(detail: ErrorDetails, overrides: Sequence[str], files: Mapping[Path, str]) -> str:
-    path = recipe_path(detail["loc"])
-    source = _set_by(path, overrides, files)
+def _describe(path: str, details: Sequence[ErrorDetails], values: Mapping[str, Any], origin: Origin) -> str:
+    """One problem; `details` has several entries where a union was tried."""
+    detail = details[0]
+    name, given, context = path.rsplit(".", 1)[-1], detail["input"], detail.get("ctx", {})
+    source = origin.of(path, given)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{path}: no such key{_suggest(path.rsplit('.', 1)[-1], allowed_keys(detail['loc']))}{source}"
+            return f"{path}: no such key{_suggest(name, allowed_keys(detail['loc']))}{source}"
         case "missing":
             return f"{path}: is required and not set"
+        case "union_tag_not_found":
+            if not path.startswith("stages."):
+                return f"{path}.kind: is required and not set"
+            stages = [key for key in values["stages"] if key != name]
+            return f"{path}: there is no such stage, and a new one needs its `kind`{_suggest(name, stages)}{source}"
         case "union_tag_invalid":
-            context = detail.get("ctx", {})
-            return f"{path}.kind: {context.get('tag')!r} is none of {context.get('expected_tags')}{source}"
+            tag = context["tag"]
+            return f"{path}.kind: {tag!r} is none of {context['expected_tags']}{origin.of(f'{path}.kind', tag)}"
         case "value_error":
             return f"{path or 'recipe'}: {detail['msg'].removeprefix('Value error, ')}{source}"
+        case "too_short":
+            return f"{path}: is empty{source}"
         case _:
-            return f"{path}: {_lower_first(detail['msg'])}, not {_short(detail['input'])}{source}"
+            return f"{path}: {_wanted(details)}, not {_short(given)}{source}"
 
 
-def _set_by(path: str, overrides: Sequence[str], files: Mapping[Path, str]) -> str:
-    """Names the override or the file that a value came from; overrides win, as they do in Hydra."""
-    for override in reversed(overrides):
-        key = override.lstrip("+~").split("=", 1)[0]
-        if path == key or path.startswith(f"{key}.") or key.startswith(f"{path}."):
-            return f" (set by the override {override})"
-    for file, package in files.items():
-        inner = path if not package else path.removeprefix(f"{package}.") if path.startswith(f"{package}.") else None
-        if inner and OmegaConf.select(OmegaConf.load(file), inner) is not None:
-            return f" (set in {file.parent.parent.name}/{file.parent.name}/{file.name})"
-    return ""
+def _wanted(details: Sequence[ErrorDetails]) -> str:
+    """`input should be a valid integer or a list`, in the words of YAML."""
+    first, *others = [
+        f"input should be a {_PLAIN_TYPES[detail['type']]}"
+        if detail["type"] in _PLAIN_TYPES
+        else _lower_first(detail["msg"])
+        for detail in details
+    ]
+    return " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
 
 
-def _chosen_files(config: DictConfig, folder: Path) -> dict[Path, str]:
-    """The YAML files that took part, most specific last, each with its package ('' for the top level)."""
-    files = {folder / f"{CONFIG_NAME}.yaml": ""}
+def _value_in(file: Path, package: str, path: str) -> object:
+    """What a file says at a recipe's path, None where it says nothing."""
+    if package and not f"{path}.".startswith(f"{package}."):
+        return None
+    content = OmegaConf.load(file)
+    inner = path[len(package) :].lstrip(".")
+    return OmegaConf.select(content, inner, throw_on_resolution_failure=False) if inner else content
+
+
+def _chosen_files(config: DictConfig, folder: Path) -> list[tuple[Path, str]]:
+    """The YAML files that took part, each with its package ('' for the top level)."""
+    files = [(folder / f"{CONFIG_NAME}.yaml", "")]
     for group, choice in config.hydra.runtime.choices.items():
         name, _, package = group.partition("@")
         file = folder / name / f"{choice}.yaml"
         if file.is_file():
             is_global = "@package _global_" in file.read_text(encoding="utf-8")
-            files[file] = "" if is_global else (package or name.replace("/", "."))
+            files.append((file, "" if is_global else (package or name.replace("/", "."))))
     return files
 
 
@@ -108,40 +169,22 @@ def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) ->
         return str(error)
     if group.startswith("budget/") and any(override.startswith("scale=") for override in overrides):
         group = "scale"
-    return f"{group}: there is no {choice!r}{_suggest(choice, options)}; choose from {', '.join(options)}"
+    return f"{group}: {choice!r} is none of {', '.join(options)}{_did_you_mean(choice, options)}"
 
 
-def _explain_override(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra refuses a key that no file declares; says which word that was and what is nearest."""
-    causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
-    for override in overrides:
-        key, separator, _ = override.lstrip("+~").partition("=")
-        if separator and any(f"'{key}'" in cause for cause in causes):
-            path = _unknown_part(key, causes)
-            return (
-                f"{path}: no such key{_suggest(path.rsplit('.', 1)[-1], _siblings(path))} (set by the override {override})"
-            )
-    return "\n".join(causes[:1])
-
-
-def _unknown_part(key: str, causes: Sequence[str]) -> str:
-    for cause in causes:
-        if match := re.search(r"full_key: (\S+)", cause):
-            return match[1]
-    return key
-
-
-def _siblings(path: str) -> list[str]:
-    """The keys that the default recipe has where `path` was meant to be, and those its schema allows."""
-    parent, _, _ = path.rpartition(".")
-    node = OmegaConf.select(hydra_compose(CONFIG_NAME), parent) if parent else hydra_compose(CONFIG_NAME)
-    present = [str(key) for key in node] if isinstance(node, DictConfig) else []
-    kind = node.get("kind") if isinstance(node, DictConfig) else None
-    parts = (*parent.split("."), kind, "?") if kind else (*parent.split("."), "?")
-    return sorted({*present, *allowed_keys(tuple(part for part in parts if part))})
+def _explain_refusal(error: Exception, overrides: Sequence[str]) -> str:
+    """A word or a file that Hydra cannot read."""
+    if not isinstance(error, OverrideParseException):
+        return str(error).replace("'++", "'")
+    word = next(override for override in overrides if error.override.endswith(override.lstrip("+")))
+    return f"{word}: cannot be read; quote special characters, twice for the shell: \"key='a=b'\""
 
 
 def _suggest(given: str, options: Sequence[str]) -> str:
+    return _did_you_mean(given, options) or (f"; choose from {', '.join(options)}" if options else "")
+
+
+def _did_you_mean(given: str, options: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, options, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def base_model_folder(base_model: str) -> Path:
         raise ModelError(
             f"base_model: {folder} has no tokenizer; put its tokenizer.json or tokenizer.model beside the weights"
         )
+    _check_vocabulary(folder)
     return folder
 
 
@@ -81,6 +82,23 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 def base_model_hash(folder: Path) -> str:
     """What a base model computes: its configuration and weights, without its tokenizer."""
     return sha256_value(sha256_folder(folder, ("config.json", *weight_files(folder))))
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """ModelError where the base model has fewer rows than its tokenizer has tokens; such ids would be out of range."""
+    path = folder / "tokenizer.json"
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    if rows is None or not path.is_file():
+        return
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    tokens = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))]) + 1
+    if rows < tokens:
+        raise ModelError(
+            f"base_model: {folder} has {rows:,} rows in its embedding (vocab_size in config.json), but its tokenizer "
+            f"has {tokens:,} tokens; use the tokenizer that the model was trained with"
+        )
 
 
 def linear_layer_names(folder: Path) -> tuple[str, ...]:
@@ -117,13 +135,14 @@ def _files_of(field: str, source: str) -> list[DataFile]:
 def _local_files(field: str, source: str, path: Path) -> list[DataFile]:
     if path.is_dir():
         found = sorted(child for child in path.rglob("*") if child.suffix in DATA_SUFFIXES and child.is_file())
-    elif glob.has_magic(str(path)):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    elif path.is_file():
+        found = [path]
     else:
-        found = [path] if path.is_file() else []
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     if not found:
         hint = f"holds no {', '.join(DATA_SUFFIXES)} file" if path.is_dir() else "is no file, folder or pattern that matches"
-        raise DataError(f"{field}: {source} {hint} (looked in {Path.cwd()})")
+        looked_in = SAMPLE_FOLDER if path.is_relative_to(SAMPLE_FOLDER) else Path.cwd()
+        raise DataError(f"{field}: {source} {hint} (looked in {looked_in})")
     for file in found:
         _check_file(field, file.name, str(file), file.stat().st_size)
     return [DataFile(str(file.resolve()), sha256_file(file)) for file in found]

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator import assign
+from orchestrator.cluster.sizing import WorkerShape, check_divisible, check_precision, workers_for
 from orchestrator.contents import DataFile
 from orchestrator.data.documents import check_documents
 from orchestrator.data.instructions import check_instructions
@@ -23,9 +24,6 @@ from orchestrator.stages import bodies
 from orchestrator.stages.assignment import HeldOut, results_file
 from orchestrator.store import read_json
 from orchestrator.tracking import read_metrics
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.sizing import WorkerShape
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,8 @@ def run_pipeline(recipe: Recipe, console: Console) -> Plan:
         _check_writable(run_root)
         _check_data(run, plan)
         plan = _run_on_cluster(run, plan)
+    else:
+        console.say("nothing to run: every stage that was asked for is done")
     console.show_results(plan)
     return plan
 
@@ -55,18 +55,20 @@ def run_pipeline(recipe: Recipe, console: Console) -> Plan:
 def _run_on_cluster(run: Run, plan: Plan) -> Plan:
     # Ray takes seconds to import; a pipeline that is done does not wait for it.
     from orchestrator.cluster.session import connected  # noqa: PLC0415
-    from orchestrator.cluster.sizing import workers_for  # noqa: PLC0415
 
     trained = {planned.name: planned.stage for planned in plan.to_run if isinstance(planned.stage, TrainStage)}
+    if run.recipe.workers:
+        check_divisible(run.recipe.workers, trained)
     run.console.say("starting Ray")
     with connected(run.recipe.cluster) as capacity:
         shape = workers_for(run.recipe.workers, capacity, run.recipe.cluster, trained)
+        check_precision(run.recipe.precision, shape)
         for planned in plan.to_run:
             plan = plan.with_record(planned.name, _run_stage(run, plan, planned, shape))
     return plan
 
 
-def _run_stage(run: Run, plan: Plan, planned: PlannedStage, shape: "WorkerShape") -> Record:
+def _run_stage(run: Run, plan: Plan, planned: PlannedStage, shape: WorkerShape) -> Record:
     """Runs one stage and commits it; until then its folder counts for nothing."""
     started = time.monotonic()
     _clear(planned.folder)
@@ -101,12 +103,11 @@ def _run_vocabulary(run: Run, planned: PlannedStage) -> dict[str, Any]:
 
     inputs = run.inputs
     text = inputs.data.get(planned.name, ())
-    return run_task(
-        bodies.vocabulary_body, planned.stage, inputs.base, text, inputs.base_text, planned.folder, run.recipe.seed
-    )
+    base_text = inputs.base_text or inputs.held_out.get("retention", ())
+    return run_task(bodies.vocabulary_body, planned.stage, inputs.base, text, base_text, planned.folder, run.recipe.seed)
 
 
-def _run_train(run: Run, plan: Plan, planned: PlannedStage, shape: "WorkerShape") -> dict[str, Any]:
+def _run_train(run: Run, plan: Plan, planned: PlannedStage, shape: WorkerShape) -> dict[str, Any]:
     from orchestrator.cluster.session import run_task  # noqa: PLC0415
     from orchestrator.cluster.workers import run_workers  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def _remembered(path: Path, key: str) -> str:
     if entry.is_file():
         return entry.read_text(encoding="ascii")
     digest = _hash_bytes(path)
-    write_bytes(entry, digest.encode("ascii"))
+    # The memory saves time and no more; a home that cannot be written to does not stop a plan.
+    with suppress(OSError):
+        write_bytes(entry, digest.encode("ascii"))
     return digest
 
 

@@ -56,10 +56,11 @@ def verify_written(path: Path, expected: dict[str, torch.Tensor]) -> None:
             raise TrainingError(f"{path}: holds {sorted(written ^ set(expected))} too many or too few")
         for key, tensor in expected.items():
             read = file.get_tensor(key)
-            if read.shape != tensor.shape or not torch.equal(read, tensor):
-                raise TrainingError(f"{path}: {key} reads back other than it was written")
+            # Asked first, since NaN differs from itself.
             if not read.isfinite().all():
                 raise TrainingError(f"{path}: {key} has values that are not finite; nothing was kept of this stage")
+            if read.shape != tensor.shape or not torch.equal(read, tensor):
+                raise TrainingError(f"{path}: {key} reads back other than it was written")
             if not read.any():
                 raise TrainingError(f"{path}: {key} is all zero; it was never trained")
 

@@ -20,7 +20,8 @@ def cause_of(error: BaseException) -> OrchestratorError:
 
 def _ours(error: BaseException | None) -> OrchestratorError | None:
     while error is not None:
-        if isinstance(error, OrchestratorError):
+        # Ray's own wrapper is also an instance of the class that it wraps, but its text is a whole traceback.
+        if isinstance(error, OrchestratorError) and not isinstance(error, RayTaskError):
             return error
         inner = getattr(error, "_base_exc", None) or (error.cause if isinstance(error, RayTaskError) else None)
         error = inner or error.__cause__

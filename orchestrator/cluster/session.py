@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 # Ray reads these when it is imported and when it starts its own processes.
@@ -20,19 +19,11 @@ import ray
 import ray.exceptions
 
 from orchestrator.cluster.failures import cause_of
+from orchestrator.cluster.sizing import Capacity
 from orchestrator.errors import ClusterError
 from orchestrator.schema import Cluster, LocalCluster
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster can ever give."""
-
-    cpus: int
-    gpus: int
-    nodes: int
 
 
 @contextmanager

@@ -3,9 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.cluster.session import Capacity
 from orchestrator.errors import RecipeError
 from orchestrator.schema import AddressCluster, Cluster, TrainStage
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster can ever give."""
+
+    cpus: int
+    gpus: int
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -34,22 +42,32 @@ def workers_for(
             f"workers: {requested} are more than this cluster can give: {most} "
             f"({capacity.gpus} GPUs and {capacity.cpus} CPUs on {capacity.nodes} nodes)"
         )
-    if problems := _indivisible(requested, stages):
-        raise RecipeError(problems)
+    check_divisible(requested, stages)
     return _shape(requested, capacity, cluster)
 
 
+def check_precision(precision: str, shape: WorkerShape) -> None:
+    """RecipeError for fp16 without GPUs, which DeepSpeed cannot do."""
+    if precision == "fp16" and shape.gpus == 0:
+        raise RecipeError("precision: fp16 trains on GPUs only, and this cluster has none; use bf16 or fp32")
+
+
+def check_divisible(num_workers: int, stages: Mapping[str, TrainStage]) -> None:
+    """RecipeError names every stage whose global batch these workers cannot share evenly."""
+    if problems := _indivisible(num_workers, stages):
+        raise RecipeError(problems)
+
+
 def _most_workers(capacity: Capacity, cluster: Cluster) -> int:
-    if isinstance(cluster, AddressCluster):
-        by_cpu = capacity.cpus // cluster.cpus_per_worker
-        return min(by_cpu, capacity.gpus // cluster.gpus_per_worker) if cluster.use_gpu else by_cpu
-    return capacity.gpus or capacity.cpus
+    """One for each GPU where there are any, as far as the CPUs allow."""
+    by_cpu = capacity.cpus // (cluster.cpus_per_worker if isinstance(cluster, AddressCluster) else 1)
+    return min(by_cpu, capacity.gpus) if capacity.gpus else by_cpu
 
 
 def _shape(num_workers: int, capacity: Capacity, cluster: Cluster) -> WorkerShape:
-    if isinstance(cluster, AddressCluster):
-        return WorkerShape(num_workers, cluster.gpus_per_worker if cluster.use_gpu else 0, cluster.cpus_per_worker)
-    return WorkerShape(num_workers, 1 if capacity.gpus else 0, max(1, capacity.cpus // num_workers))
+    # A cluster may run more than this; a machine that only runs this is shared out whole.
+    cpus = cluster.cpus_per_worker if isinstance(cluster, AddressCluster) else capacity.cpus // num_workers
+    return WorkerShape(num_workers, 1 if capacity.gpus else 0, cpus)
 
 
 def _indivisible(num_workers: int, stages: Mapping[str, TrainStage]) -> list[str]:

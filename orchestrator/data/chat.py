@@ -21,6 +21,8 @@ def chat_samples(tokenizer: "PreTrainedTokenizerBase", instructions: Sequence[In
     """One sample for each conversation; ModelError where the template hides what the answers are."""
     if tokenizer.chat_template is None:
         raise ModelError("template: chat needs a tokenizer with a chat template, and this one has none; set template=alpaca")
+    if not tokenizer.is_fast:
+        raise ModelError("template: chat needs a fast tokenizer, which says where its tokens lie; set template=alpaca")
     rendered = [_render_with_spans(tokenizer, instruction) for instruction in instructions]
     # The template has written the special tokens, so here they are read as such. Tokenizing the conversation
     # whole, not in parts, keeps SentencePiece from putting a space before every part.

@@ -18,8 +18,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
-    if tokenizer is None or not tokenizer.is_fast:
-        raise ModelError(f"{folder}: its tokenizer has no fast form; save it with a tokenizer.json")
+    if tokenizer is None:
+        raise ModelError(f"{folder}: transformers knows no tokenizer for it")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer

@@ -11,15 +11,13 @@ from orchestrator.contents import (
     base_model_hash,
     data_hash,
     find_data,
-    linear_layer_names,
     tokenizer_hash,
 )
 from orchestrator.errors import DataError, OrchestratorError, RecipeError
+from orchestrator.plan.base_check import problems_with_base
 from orchestrator.plan.plan import Contents
 from orchestrator.schema import ExportStage, RandomBase, Recipe, Stage, TrainStage
 from orchestrator.store import sha256_file, sha256_value
-
-_LLAMA_LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ def find_inputs(recipe: Recipe) -> Inputs:
     with problems.collected():
         held_out |= {"retention": find_data("retention.text", recipe.retention.text)} if recipe.retention else {}
     if base is not None:
-        with problems.collected():
-            _check_targets(recipe, _LLAMA_LAYERS if isinstance(base, RandomBase) else linear_layer_names(base))
+        problems.found += problems_with_base(recipe, base)
     if problems.found or base is None:
         raise RecipeError(problems.found)
     return Inputs(base, base_text, data, held_out, _contents(base, base_text, data, sentencepiece_model))
@@ -105,18 +102,6 @@ def _sentencepiece_hash(name: str, stage: Stage) -> str | None:
     if not path.is_file():
         raise DataError(f"stages.{name}.sentencepiece_model: {path} is no file (looked in {Path.cwd()})")
     return sha256_file(path)
-
-
-def _check_targets(recipe: Recipe, layers: tuple[str, ...]) -> None:
-    problems = [
-        f"stages.{name}.lora.targets: {target} names no linear layer of this model; choose from {', '.join(layers)}"
-        for name, stage in recipe.stages.items()
-        if isinstance(stage, TrainStage) and stage.lora
-        for target in stage.lora.targets
-        if target not in layers
-    ]
-    if problems:
-        raise RecipeError(problems)
 
 
 def _contents(

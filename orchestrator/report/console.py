@@ -30,7 +30,7 @@ class Console:
         self._terminal = terminal or Terminal(highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._terminal.print(text, style="dim")
+        self._print(text, "dim")
 
     def show_plan(self, recipe: Recipe, plan: Plan) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -38,19 +38,20 @@ class Console:
             table.add_column(heading, overflow="fold")
         for planned in plan.stages:
             state = Text(planned.state.value, style=_COLOURS[planned.state])
-            table.add_row(str(planned.number), planned.name, what_learns(planned), state, planned.reason)
-        self._terminal.print(Text(f"{recipe.name}", style="bold"))
+            table.add_row(str(planned.number), planned.name, what_learns(planned), state, Text(planned.reason))
+        self._print(recipe.name, "bold")
         self._terminal.print(table)
 
     def stage_begins(self, planned: PlannedStage) -> None:
-        self._terminal.print(f"[bold]{planned.number} {planned.name}[/bold] → {shown(planned.folder)}")
+        heading = Text.assemble((f"{planned.number} {planned.name}", "bold"), f" → {shown(planned.folder)}")
+        self._terminal.print(heading)
 
     def stage_ends(self, planned: PlannedStage, record: Record) -> None:
         for line in _findings(planned, record.results):
-            self._terminal.print(f"  {line}")
+            self._print(f"  {line}")
 
     def warn(self, text: str) -> None:
-        self._terminal.print(text, style="yellow")
+        self._print(text, "yellow")
 
     def fail(self, text: str) -> None:
         """An error that a person can act on; on stderr."""
@@ -72,10 +73,14 @@ class Console:
         done = [planned for planned in plan.stages if planned.state is State.DONE]
         if not done:
             return
-        self._terminal.print("results", style="bold")
+        self._print("results", "bold")
         for planned in done:
             for path in artifacts(planned):
-                self._terminal.print(f"  {planned.name:<12} {shown(path)}")
+                self._print(f"  {planned.name:<12} {shown(path)}")
+
+    def _print(self, text: str, style: str = "") -> None:
+        # As a Text, because Rich would read a [word] in a path or a recipe's value as markup.
+        self._terminal.print(Text(text, style))
 
     def _watch(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event) -> None:
         if not self._terminal.is_terminal:
@@ -86,7 +91,7 @@ class Console:
                 if seen := rows():
                     status.update(f"  {_progress_line(seen, num_steps)}")
         if seen := rows():
-            self._terminal.print(f"  {_progress_line(seen, num_steps)}")
+            self._print(f"  {_progress_line(seen, num_steps)}")
 
     def _watch_plainly(
         self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event
@@ -97,7 +102,7 @@ class Console:
             seen = rows()
             due = over or time.monotonic() - shown_at > _PLAIN_LINE_SECONDS
             if seen and due and seen[-1]["step"] != shown_step:
-                self._terminal.print(f"  {_progress_line(seen, num_steps)}")
+                self._print(f"  {_progress_line(seen, num_steps)}")
                 shown_step, shown_at = seen[-1]["step"], time.monotonic()
             if over:
                 return

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from orchestrator.schema.strict import Schema
 
@@ -14,6 +14,7 @@ class LocalCluster(Schema):
     gpus: NonNegativeInt | None = None
     """GPUs to use; all there are by default."""
     cpus_per_worker: PositiveInt = 1
+    """At the least; workers share evenly what there is."""
 
 
 class AddressCluster(Schema):
@@ -21,12 +22,8 @@ class AddressCluster(Schema):
 
     kind: Literal["address"]
     address: str
-    """auto, host:port, or ray://host:port."""
-    gpus_per_worker: PositiveInt = 1
+    """auto or host:port, as `ray start` printed it."""
     cpus_per_worker: PositiveInt = 1
-    use_gpu: bool = True
-    wait_seconds: PositiveFloat = 60.0
-    """How long to wait for the workers before giving up."""
 
 
 Cluster = Annotated[LocalCluster | AddressCluster, Field(discriminator="kind")]

@@ -42,7 +42,8 @@ def _descend(annotation: Any, part: int | str) -> tuple[Any, bool]:
         if get_origin(candidate) is tuple and isinstance(part, int):
             return get_args(candidate)[0], True
     for model in models:
-        if part in (model.__name__, _kind(model)):
+        # A model with a validator of its own is a member by the name function-after[_check(), RandomBase].
+        if part in (model.__name__, _kind(model)) or str(part).endswith(f", {model.__name__}]"):
             return model, False
     is_type_name = isinstance(part, str) and (part in ("str", "int") or "[" in part)
     return Any, not is_type_name

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from orchestrator.checkpoint.adapter import read_adapter
-from orchestrator.contents import TOKENIZER_FILES
+from orchestrator.contents import TOKENIZER_FILES, weight_files
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import TrainingError
 from orchestrator.model.adapters import load_with_peft
-from orchestrator.model.loading import load_model
+from orchestrator.model.loading import DTYPES, load_model
 from orchestrator.model.merge import write_merged
 from orchestrator.schema import ExportStage
 from orchestrator.stages.assignment import ExportAssignment
@@ -54,12 +55,21 @@ def _compare(stage: ExportStage, assignment: ExportAssignment, merged: Path) -> 
     base = load_model(assignment.base, assignment.precision)
     adapted = _logits(load_with_peft(base, assignment.folder / "adapter"), ids)
     difference = (_logits(load_model(merged, assignment.precision), ids) - adapted).abs().max() / adapted.abs().max()
-    if difference > _TOLERANCE[assignment.precision]:
+    tolerance = _tolerance(assignment.precision, merged)
+    # Turned around, so that NaN is no agreement.
+    if not difference <= tolerance:
         raise TrainingError(
             f"{merged}: its logits differ from base and adapter by {difference:.3g} of the largest; "
-            f"at most {_TOLERANCE[assignment.precision]:g} is rounding"
+            f"at most {tolerance:g} is rounding"
         )
     return difference.item()
+
+
+def _tolerance(precision: str, merged: Path) -> float:
+    """Of the coarser of two roundings: of what is computed, and of what is stored, which is the base's own dtype."""
+    with safe_open(merged / weight_files(merged)[0], framework="pt") as file:
+        stored = file.get_tensor(next(iter(file.keys()))).dtype
+    return max(_TOLERANCE[name] for name, dtype in DTYPES.items() if name == precision or dtype == stored)
 
 
 @torch.no_grad()

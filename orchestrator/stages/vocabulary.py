@@ -17,9 +17,9 @@ from transformers import AutoConfig
 from orchestrator.contents import DataFile
 from orchestrator.data.documents import read_documents
 from orchestrator.model.base import resize_base
-from orchestrator.model.random_base import write_random_base
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.schema.stages import VocabularyStage
+from orchestrator.stages.random_base import write_random_base
 from orchestrator.vocabulary.compression import Encode, compression, sample_of
 from orchestrator.vocabulary.extension import Extension, extend_tokenizer, keep_tokenizer
 from orchestrator.vocabulary.pieces import ModelProto, processor, read_model

@@ -22,13 +22,17 @@ class LearningCheck:
     def __init__(self, masters: Callable[[], dict[str, int]], frozen: Callable[[], dict[str, int]]) -> None:
         self._masters, self._frozen = masters, frozen
         self._masters_before, self._frozen_before = masters(), frozen()
+        self._updates = 0
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
-        if result.skipped or progress.step > INSPECTED_STEPS:
+        # Updates are counted, not steps: fp16 skips its first few steps until the loss scale fits, and nothing moves.
+        if result.skipped or self._updates == INSPECTED_STEPS:
             return
-        _check_gradients(result.gradient_norms, may_be_zero=progress.step < INSPECTED_STEPS)
+        self._updates += 1
+        is_first = self._updates < INSPECTED_STEPS
+        _check_gradients(result.gradient_norms, may_be_zero=is_first)
         self.check_frozen()
-        self._check_moved(may_wait=progress.step < INSPECTED_STEPS)
+        self._check_moved(may_wait=is_first)
 
     def check_frozen(self) -> None:
         """All ranks must call; TrainingError names a frozen tensor that changed."""
@@ -51,8 +55,9 @@ def preflight(model: SummedLoss, batch: MicroBatch) -> None:
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     zeroed = {name: parameter for name, parameter in trainable.items() if not parameter.any()}
-    # The end of a row is where its answer and end of sequence are.
-    ids, labels = batch.input_ids[:1, -_PREFLIGHT_TOKENS:], batch.labels[:1, -_PREFLIGHT_TOKENS:]
+    # The last target of a row is where its answer ends; what follows is padding.
+    end = int((batch.labels[0] != IGNORED).nonzero()[-1]) + 1
+    ids, labels = (part[:1, max(0, end - _PREFLIGHT_TOKENS) : end] for part in (batch.input_ids, batch.labels))
     _check_gradients(_gradients(model, trainable, ids, labels), may_be_zero=True)
     with torch.no_grad():
         for parameter in zeroed.values():

@@ -4,6 +4,7 @@ The same text gives the same bytes: SentencePiece's own sampling is random, so i
 and its sums depend on the number of threads, so that is a constant.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from typing import Any
@@ -66,6 +67,11 @@ def _train(texts: Iterable[str], **settings: Any) -> ModelProto:
         )
     except RuntimeError as error:
         reason = str(error).rsplit("] ", 1)[-1]
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            raise DataError(
+                f"pieces: {settings['vocab_size']:,} are too few: this text needs {int(needed[1]):,} for its single "
+                f"characters at character_coverage {settings['character_coverage']:g}; give more, or lower the coverage"
+            ) from error
         raise DataError(f"SentencePiece could not train {settings['vocab_size']:,} pieces on this text: {reason}") from error
     model = ModelProto()
     model.ParseFromString(written.getvalue())

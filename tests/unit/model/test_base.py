@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from orchestrator.errors import ModelError
 from orchestrator.model.base import EMBEDDING, HEAD, resize_base
-from orchestrator.model.random_base import write_random_base
 from orchestrator.schema.recipe import RandomBase
+from orchestrator.stages.random_base import write_random_base
 from orchestrator.vocabulary.training import train_base_model
 
 IDS = torch.tensor([[1, 5, 17, 29, 3]])

@@ -24,7 +24,7 @@ def test_text_that_yields_fewer_pieces_gives_as_many_as_it_can() -> None:
 
 
 def test_fewer_pieces_than_characters_are_refused() -> None:
-    with pytest.raises(DataError, match=r"10 pieces on this text: Vocabulary size is smaller than required_chars"):
+    with pytest.raises(DataError, match=r"pieces: 10 are too few: this text needs 42 for its single characters"):
         train_language_model(POEM, pieces=10, character_coverage=1.0)
 
 

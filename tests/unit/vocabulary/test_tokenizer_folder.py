@@ -5,6 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from orchestrator.errors import ModelError
 from orchestrator.vocabulary.extension import extend_tokenizer, keep_tokenizer
@@ -133,3 +138,15 @@ def test_new_tokens_stand_for_the_base_pieces_of_their_text(llama: Path, tmp_pat
     assert len(parts[merged.piece_to_id("谢")]) == 3
     assert parts[merged.pad_id()] == []
     assert all(part for id_, part in parts.items() if id_ != merged.pad_id())
+
+
+def test_a_byte_level_tokenizer_is_kept_without_a_sentencepiece_model(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel()
+    backend.train_from_iterator(["a story", "a dog"], BpeTrainer(vocab_size=300, special_tokens=["<|end|>"]))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(source)
+    extension = keep_tokenizer(source, tmp_path / "target")
+    tokenizers = load_tokenizer(source), load_tokenizer(tmp_path / "target")
+    assert extension.base_tokens == len(tokenizers[0])
+    assert text_ids(tokenizers[1], "a story") == text_ids(tokenizers[0], "a story")

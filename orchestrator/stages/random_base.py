@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 
 import torch
-from sentencepiece import SentencePieceProcessor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.store import write_json
+from orchestrator.vocabulary.pieces import processor, read_model
 
 
 def write_random_base(base: RandomBase, tokenizer_model: Path, folder: Path, seed: int) -> None:
     """Writes a Hugging Face folder, in bf16, with a SentencePiece model as its tokenizer; the same bytes for a seed."""
-    pieces = SentencePieceProcessor(model_file=str(tokenizer_model))
+    pieces = processor(read_model(tokenizer_model))
     config = LlamaConfig(
         vocab_size=pieces.get_piece_size(),
         hidden_size=base.hidden_size,

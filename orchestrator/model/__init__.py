@@ -1,0 +1,1 @@
+"""Base models: loaded, resized, adapted, merged, and the loss they learn by."""

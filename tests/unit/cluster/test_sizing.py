@@ -1,0 +1,93 @@
+"""As many workers as fit the cluster and divide every batch, and what is said when none do."""
+
+import pytest
+
+from orchestrator.cluster.session import Capacity
+from orchestrator.cluster.sizing import WorkerShape, check_divisible, check_precision, workers_for
+from orchestrator.errors import RecipeError
+from orchestrator.schema import AddressCluster, Cluster, LocalCluster, TrainStage
+
+LAPTOP = Capacity(cpus=4, gpus=0, nodes=1)
+SERVER = Capacity(cpus=32, gpus=8, nodes=1)
+LOCAL = LocalCluster(kind="local")
+
+
+def stage(global_batch_size: int, micro_batch_size: int = 4) -> TrainStage:
+    values = {
+        "kind": "train",
+        "objective": "next_token",
+        "modules_to_save": ["embed_tokens"],
+        "block_length": 64,
+        "global_batch_size": global_batch_size,
+        "steps": 1,
+        "learning_rate": 1e-4,
+        "resources": {"micro_batch_size": micro_batch_size},
+    }
+    return TrainStage.model_validate(values)
+
+
+def address(cpus_per_worker: int = 1) -> AddressCluster:
+    return AddressCluster(kind="address", address="auto", cpus_per_worker=cpus_per_worker)
+
+
+def problems(requested: int | None, capacity: Capacity, cluster: Cluster, **stages: TrainStage) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        workers_for(requested, capacity, cluster, stages)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("capacity", "cluster", "shape"),
+    [
+        (LAPTOP, LOCAL, WorkerShape(num_workers=4, gpus=0, cpus=1)),
+        (SERVER, LOCAL, WorkerShape(num_workers=8, gpus=1, cpus=4)),
+        (Capacity(cpus=2, gpus=8, nodes=1), LOCAL, WorkerShape(num_workers=2, gpus=1, cpus=1)),
+        (LAPTOP, address(cpus_per_worker=2), WorkerShape(num_workers=2, gpus=0, cpus=2)),
+        (SERVER, address(), WorkerShape(num_workers=8, gpus=1, cpus=1)),
+        (SERVER, address(cpus_per_worker=16), WorkerShape(num_workers=2, gpus=1, cpus=16)),
+    ],
+)
+def test_as_many_workers_as_fit_are_used(capacity: Capacity, cluster: Cluster, shape: WorkerShape) -> None:
+    assert workers_for(None, capacity, cluster, {"attention": stage(1024)}) == shape
+
+
+def test_a_run_without_training_stages_has_a_shape() -> None:
+    assert workers_for(None, LAPTOP, LOCAL, {}) == WorkerShape(num_workers=4, gpus=0, cpus=1)
+
+
+def test_no_more_workers_are_used_than_divide_every_batch() -> None:
+    stages = {"attention": stage(48, micro_batch_size=2), "instruct": stage(40, micro_batch_size=2)}
+    assert workers_for(None, SERVER, LOCAL, stages).num_workers == 4
+    assert workers_for(None, SERVER, LOCAL, {"attention": stage(4)}) == WorkerShape(num_workers=1, gpus=1, cpus=32)
+
+
+def test_workers_that_are_asked_for_share_the_cpus() -> None:
+    assert workers_for(2, LAPTOP, LOCAL, {"attention": stage(16)}) == WorkerShape(num_workers=2, gpus=0, cpus=2)
+
+
+def test_more_workers_than_the_cluster_can_give_are_refused_with_what_it_has() -> None:
+    assert problems(9, SERVER, LOCAL, attention=stage(1024)) == (
+        "workers: 9 are more than this cluster can give: 8 (8 GPUs and 32 CPUs on 1 nodes)",
+    )
+    (message,) = problems(None, LAPTOP, address(cpus_per_worker=8), attention=stage(16))
+    assert message.endswith("this cluster can give: 0 (0 GPUs and 4 CPUs on 1 nodes)")
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    on_cpu, on_gpu = (workers_for(None, capacity, LOCAL, {}) for capacity in (LAPTOP, SERVER))
+    check_precision("fp16", on_gpu)
+    check_precision("bf16", on_cpu)
+    with pytest.raises(RecipeError) as caught:
+        check_precision("fp16", on_cpu)
+    assert str(caught.value) == "precision: fp16 trains on GPUs only, and this cluster has none; use bf16 or fp32"
+
+
+def test_every_batch_that_does_not_divide_is_named_with_its_numbers() -> None:
+    stages = {"embeddings": stage(24), "attention": stage(1000), "instruct": stage(1010, micro_batch_size=5)}
+    assert problems(3, SERVER, LOCAL, **stages) == (
+        "stages.attention: global_batch_size 1,000 is not divisible by micro_batch_size 4 x 3 workers = 12",
+        "stages.instruct: global_batch_size 1,010 is not divisible by micro_batch_size 5 x 3 workers = 15",
+    )
+    check_divisible(2, {"attention": stages["attention"]})
+    with pytest.raises(RecipeError, match="= 12"):
+        check_divisible(3, {"attention": stages["attention"]})

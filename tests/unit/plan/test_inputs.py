@@ -1,0 +1,118 @@
+"""What a recipe names outside itself is found and hashed before anything starts, and all that is missing is said at once."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import RecipeError
+from orchestrator.plan.inputs import find_inputs
+
+RANDOM_BASE = {
+    "kind": "random",
+    "text": ["english.jsonl"],
+    "pieces": 300,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_key_value_heads": 2,
+    "max_positions": 64,
+}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the files that the recipe names."""
+    for name in ("text.jsonl", "english.jsonl", "held_out.txt", "instructions.json", "own.txt", "chinese.model"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names_by_stage(inputs) -> dict[str, list[str]]:
+    return {stage: [file.name for file in files] for stage, files in inputs.data.items()}
+
+
+def test_every_stage_gets_the_files_it_learns_from(make_recipe, files: Path) -> None:
+    changes = {
+        "base_model": RANDOM_BASE,
+        "stages.attention.data": "own.txt",
+        "validation": "held_out.txt",
+        "retention": {"text": "english.jsonl", "max_rise": 0.5},
+    }
+    inputs = find_inputs(make_recipe(changes))
+    assert names_by_stage(inputs) == {
+        "vocabulary": ["text.jsonl"],
+        "embeddings": ["text.jsonl"],
+        "attention": ["own.txt"],
+        "instruct": ["instructions.json"],
+    }
+    assert {name: [file.url for file in found] for name, found in inputs.held_out.items()} == {
+        "validation": [str(files / "held_out.txt")],
+        "retention": [str(files / "english.jsonl")],
+    }
+    assert [file.name for file in inputs.base_text] == ["english.jsonl"]
+    assert inputs.contents.data.keys() == inputs.data.keys()
+    assert inputs.contents.data["vocabulary"] == inputs.contents.data["embeddings"] != inputs.contents.data["attention"]
+
+
+@pytest.mark.parametrize("settings", [{"merge": "none"}, {"sentencepiece_model": "chinese.model"}])
+def test_a_vocabulary_stage_that_trains_no_pieces_reads_no_text(make_recipe, settings: dict[str, str]) -> None:
+    changes = {f"stages.vocabulary.{name}": value for name, value in settings.items()}
+    inputs = find_inputs(make_recipe({"base_model": RANDOM_BASE} | changes))
+    assert "vocabulary" not in inputs.data
+    assert (inputs.contents.sentencepiece_model is not None) == ("sentencepiece_model" in settings)
+
+
+def test_a_random_base_counts_by_its_shape_and_its_text(make_recipe, files: Path) -> None:
+    def base_of(**changes: int) -> str:
+        return find_inputs(make_recipe({"base_model": RANDOM_BASE | changes})).contents.base_model
+
+    before = base_of()
+    assert base_of(num_layers=3) != before
+    assert base_of() == before
+    (files / "english.jsonl").write_text("other")
+    assert base_of() != before
+
+
+def test_everything_that_is_missing_is_said_at_once(make_recipe, files: Path) -> None:
+    changes = {
+        "base_model": "/models/gone",
+        "text": ["gone.jsonl"],
+        "instructions": [],
+        "validation": ["gone.txt"],
+        "stages.vocabulary.sentencepiece_model": "gone.model",
+        "stages.attention.data": ["nothing/*.jsonl"],
+    }
+    with pytest.raises(RecipeError) as caught:
+        find_inputs(make_recipe(changes))
+    missing = "is no file, folder or pattern that matches"
+    assert caught.value.problems == (
+        f"base_model: /models/gone is no folder (looked in {files}) and no hub id (owner/name)",
+        f"stages.vocabulary.sentencepiece_model: gone.model is no file (looked in {files})",
+        f"text: gone.jsonl {missing} (looked in {files})",
+        f"stages.attention.data: nothing/*.jsonl {missing} (looked in {files})",
+        "instructions: is empty, and stages.instruct learns from it; give files, folders, globs or hub ids",
+        f"validation: gone.txt {missing} (looked in {files})",
+    )
+
+
+def test_what_is_missing_twice_is_said_once(make_recipe) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_inputs(make_recipe({"base_model": RANDOM_BASE, "text": ["gone.jsonl"]}))
+    assert len(caught.value.problems) == 1
+
+
+def test_every_target_that_is_no_layer_of_the_model_is_named(make_recipe) -> None:
+    changes = {
+        "base_model": RANDOM_BASE,
+        "stages.attention.lora.targets": ["q_prog", "v_proj"],
+        "stages.instruct.lora.targets": ["lm_head"],
+    }
+    with pytest.raises(RecipeError) as caught:
+        find_inputs(make_recipe(changes))
+    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert str(caught.value).splitlines() == [
+        f"stages.attention.lora.targets: q_prog names no linear layer of this model; choose from {layers}",
+        f"stages.instruct.lora.targets: lm_head names no linear layer of this model; choose from {layers}",
+    ]

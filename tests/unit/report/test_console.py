@@ -1,0 +1,215 @@
+"""What a person reads in the terminal."""
+
+import io
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console as Terminal
+
+from orchestrator.plan.plan import Contents, Plan, PlannedStage, State, make_plan
+from orchestrator.plan.record import Record
+from orchestrator.report.console import Console, duration, shown
+from orchestrator.schema import Recipe
+
+TRAIN = {"kind": "train", "block_length": 64, "global_batch_size": 16, "steps": 10, "learning_rate": 1e-4}
+LORA = {"rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"]}
+RECIPE = Recipe.model_validate(
+    {
+        "name": "laptop",
+        "base_model": "/models/base",
+        "stages": {
+            "vocabulary": {"kind": "vocabulary"},
+            "attention": TRAIN | {"objective": "next_token", "lora": LORA, "modules_to_save": ["embed_tokens", "lm_head"]},
+            "embeddings": TRAIN | {"objective": "next_token", "modules_to_save": ["embed_tokens"]},
+            "export": {"kind": "export"},
+        },
+        "cluster": {"kind": "local"},
+        "tracking": {"kind": "none"},
+    }
+)
+
+
+class Screen:
+    """A console, and what it has printed."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        self._file = io.StringIO()
+        self.console = Console(Terminal(file=self._file, width=160, force_terminal=is_terminal, color_system=None))
+
+    @property
+    def text(self) -> str:
+        return self._file.getvalue()
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(RECIPE, Contents("b" * 64, "c" * 64, {}), tmp_path)
+
+
+def record(planned: PlannedStage, results: dict[str, Any]) -> Record:
+    return Record(planned.name, planned.stage.kind, planned.fingerprint, planned.identity, planned.parents, {}, results, {})
+
+
+def row(step: int, seconds: float = 2.0, loss: float = 3.14159) -> dict[str, Any]:
+    return {"step": step, "loss": loss, "seconds": seconds, "tokens_per_second": 12345.6}
+
+
+def test_the_plan_says_what_learns_and_what_runs_and_why(screen: Screen, plan: Plan) -> None:
+    stages = (
+        replace(plan.stages[0], state=State.DONE, reason="its record is there"),
+        replace(plan.stages[1], reason="learning_rate 0.1 → 0.2 (against attention-0123456789ab)"),
+        replace(plan.stages[2], state=State.SKIP, reason="not asked for"),
+        plan.stages[3],
+    )
+    screen.console.show_plan(RECIPE, Plan(stages))
+    name, heading, *rows = screen.lines
+    assert name == "laptop"
+    assert heading.split() == ["stage", "what", "learns", "state", "why"]
+    assert [[cell.strip() for cell in line.split("  ") if cell] for line in rows] == [
+        ["0", "vocabulary", "nothing: merges a vocabulary (reachable)", "DONE", "its record is there"],
+        [
+            "1",
+            "attention",
+            "LoRA r8 on q, v + embed_tokens, lm_head",
+            "RUN",
+            "learning_rate 0.1 → 0.2 (against attention-0123456789ab)",
+        ],
+        ["2", "embeddings", "embed_tokens", "SKIP", "not asked for"],
+        ["3", "export", "nothing: writes one adapter and the merged model", "RUN", "new"],
+    ]
+
+
+def test_brackets_in_values_and_paths_are_shown_and_are_no_markup(screen: Screen, plan: Plan) -> None:
+    planned = replace(plan.stages[0], reason="pad_token [pad] → [/pad]", folder=Path("/runs/[bold]/vocabulary"))
+    screen.console.show_plan(RECIPE, Plan((planned,)))
+    screen.console.stage_begins(planned)
+    screen.console.say("reading [dim]")
+    screen.console.warn("see [/red]")
+    assert screen.lines[-4].endswith("pad_token [pad] → [/pad]")
+    assert screen.lines[-3:] == ["0 vocabulary → /runs/[bold]/vocabulary", "reading [dim]", "see [/red]"]
+
+
+def test_training_without_a_terminal_prints_its_last_line_once(screen: Screen) -> None:
+    rows = [row(step) for step in range(1, 41)]
+    with screen.console.progress(100, lambda: rows):
+        pass
+    assert screen.lines == ["  step 40/100  loss 3.142  12,346 tokens/s  2m00s left"]
+
+
+def test_what_is_left_is_judged_by_the_last_ten_rows(screen: Screen) -> None:
+    rows = [row(step, seconds=100.0) for step in range(1, 11)] + [row(step, seconds=1.0) for step in range(11, 21)]
+    with screen.console.progress(1000, lambda: rows):
+        pass
+    assert screen.lines == ["  step 20/1,000  loss 3.142  12,346 tokens/s  16m20s left"]
+
+
+def test_training_that_has_logged_nothing_prints_nothing(screen: Screen) -> None:
+    with screen.console.progress(100, list):
+        pass
+    assert screen.text == ""
+
+
+def test_the_line_ends_with_the_training_also_when_it_fails(screen: Screen) -> None:
+    with pytest.raises(KeyError), screen.console.progress(100, lambda: [row(7)]):
+        raise KeyError("a worker died")
+    assert screen.lines == ["  step 7/100  loss 3.142  12,346 tokens/s  3m06s left"]
+
+
+def test_on_a_terminal_one_line_moves_and_the_last_stays() -> None:
+    screen, rows = Screen(is_terminal=True), []
+    with screen.console.progress(100, lambda: rows):
+        rows.append(row(1))
+        deadline = time.monotonic() + 10
+        while "step 1/100" not in screen.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        rows.append(row(2, loss=2.5))
+    assert "loading the model" in screen.text
+    assert "step 1/100  loss 3.142" in screen.text
+    assert screen.text.rstrip().endswith("step 2/100  loss 2.500  12,346 tokens/s  3m16s left")
+
+
+def test_a_trained_stage_says_how_much_it_trained_and_what_it_changed(screen: Screen, plan: Plan) -> None:
+    bits = {"before": {"bits_per_character": 4.0}, "after": {"bits_per_character": 2.5}}
+    results = {
+        "trainable": 12_345,
+        "parameters": 1_000_000,
+        "held_out": {"validation": bits},
+        "reference": {"validation": {"bits_per_character": 5.0}},
+        "seconds": 3725.0,
+    }
+    screen.console.stage_ends(plan.named("attention"), record(plan.named("attention"), results))
+    assert screen.lines == [
+        "  trained 12,345 of 1,000,000 parameters (1.23%)",
+        "  validation: 4.000 → 2.500 bits per character (base 5.000)",
+        "  done in 1h02m",
+    ]
+
+
+def test_a_vocabulary_stage_says_what_was_added_and_what_it_saves(screen: Screen, plan: Plan) -> None:
+    results = {
+        "base_tokens": 32000,
+        "added_tokens": 17953,
+        "tokens": 49953,
+        "rows": 49984,
+        "dropped_pieces": {"already_there": 12},
+        "compression": {"new_language": {"tokens_per_character_before": 1.5, "tokens_per_character_after": 0.625}},
+        "seconds": 61.0,
+    }
+    screen.console.stage_ends(plan.named("vocabulary"), record(plan.named("vocabulary"), results))
+    assert screen.lines == [
+        "  32,000 tokens + 17,953 new = 49,953, in 49,984 rows",
+        "  left out: 12 already there",
+        "  new language: 1.500 → 0.625 tokens per character",
+        "  done in 1m01s",
+    ]
+
+
+def test_an_export_says_how_well_its_two_forms_agree(screen: Screen, plan: Plan) -> None:
+    export = plan.named("export")
+    screen.console.stage_ends(export, record(export, {"merged_logit_difference": 0.00123, "seconds": 1.0}))
+    assert screen.lines[0] == "  merged and adapter agree: logits differ by at most 0.0012 of the largest"
+
+
+def test_the_results_of_finished_stages_are_listed_by_path(screen: Screen, plan: Plan) -> None:
+    for name, folders in (("vocabulary", ["base", "tokenizer", "work"]), ("attention", ["adapter"])):
+        for folder in folders:
+            (plan.named(name).folder / folder).mkdir(parents=True)
+    done = tuple(replace(planned, state=State.DONE if planned.number != 1 else State.RUN) for planned in plan.stages)
+    screen.console.show_results(plan)
+    assert screen.text == ""
+    screen.console.show_results(Plan(done))
+    folder = plan.named("vocabulary").folder
+    assert screen.lines == ["results", f"  vocabulary   {folder / 'tokenizer'}", f"  vocabulary   {folder / 'base'}"]
+
+
+def test_an_error_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen().console.fail("stages.[x]: no such key")
+    printed = capsys.readouterr()
+    assert printed.err.strip() == "stages.[x]: no such key"
+    assert printed.out == ""
+
+
+def test_a_path_below_here_is_shown_as_a_person_would_type_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown(Path.cwd() / "runs" / "a") == "runs/a"
+    assert shown(Path("/elsewhere/runs")) == "/elsewhere/runs"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.4, "59m59s"), (3600, "1h00m"), (90_061, "25h01m")],
+)
+def test_a_duration_is_as_exact_as_a_person_cares(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
