@@ -1,28 +1,23 @@
 """Runs a recipe: python launch/run.py recipe=chinese_llama stage=2"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+# The project also runs from a checkout that was never installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orchestrator.compose import RECIPES_FOLDER, compose
-from orchestrator.errors import OrchestratorError
+from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
+from orchestrator.errors import OrchestratorError, RecipeError
 from orchestrator.pipeline import run_pipeline
 from orchestrator.report.console import Console
 
-_HYDRA_FLAGS = ("-", "hydra.", "hydra/")
 
-
-@hydra.main(version_base="1.3", config_path=str(RECIPES_FOLDER), config_name="config")
-def main(config: DictConfig) -> None:
-    """Only reached through Hydra's own flags (--help, --cfg job, --multirun); plain words go straight to `run`."""
-    run(list(hydra.core.hydra_config.HydraConfig.get().overrides.task))
-
-
-def run(words: list[str]) -> None:
+def run(words: Sequence[str]) -> None:
     """Runs the recipe that the words describe; a user's mistake ends with its message and no traceback."""
     console = Console()
     try:
@@ -30,10 +25,33 @@ def run(words: list[str]) -> None:
     except OrchestratorError as error:
         console.fail(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:
+        console.fail("interrupted; the same command goes on with the stages that are not done")
+        sys.exit(130)
+
+
+@hydra.main(version_base="1.3", config_path=str(RECIPES_FOLDER), config_name=CONFIG_NAME)
+def through_hydra(config: DictConfig) -> None:
+    """Reached by Hydra's own flags, such as --multirun; --help, --cfg and --info end before."""
+    run(list(HydraConfig.get().overrides.task))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Plain words go straight to `run`, whose errors say more than Hydra's."""
+    if not any(argument.startswith("-") for argument in arguments):
+        run(arguments)
+        return
+    if swept := [
+        argument for argument in arguments if argument.startswith("stage=") and "," in argument and "[" not in argument
+    ]:
+        # Hydra would run the stages as two pipelines side by side, neither waiting for the other.
+        error = RecipeError(
+            f"{swept[0]}: stages of one pipeline are a list, stage=[{swept[0].removeprefix('stage=')}], without --multirun"
+        )
+        Console().fail(str(error))
+        sys.exit(2)
+    through_hydra()
 
 
 if __name__ == "__main__":
-    if any(word.startswith("-") for word in sys.argv[1:]):
-        main()
-    else:
-        run(sys.argv[1:])
+    main(sys.argv[1:])

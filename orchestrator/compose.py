@@ -174,6 +174,9 @@ def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) ->
 
 def _explain_refusal(error: Exception, overrides: Sequence[str]) -> str:
     """A word or a file that Hydra cannot read."""
+    if match := re.match(r"Ambiguous value for argument '\+*([^']+)'", str(error)):
+        key, _, values = match[1].partition("=")
+        return f"{match[1]}: a list is written {key}=[{values}], with quotes for the shell"
     if not isinstance(error, OverrideParseException):
         return str(error).replace("'++", "'")
     word = next(override for override in overrides if error.override.endswith(override.lstrip("+")))

@@ -3,9 +3,11 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 # Ray reads these when it is imported and when it starts its own processes.
@@ -14,6 +16,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Ray Train looks at its workers at this pace, also to see that they have finished.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+# A cluster that was started with defaults asks for a token, but a driver that joins it shows its own only in this mode.
+if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 import ray.exceptions
@@ -24,6 +30,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.schema import Cluster, LocalCluster
 
 Answer = TypeVar("Answer")
+_CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -34,9 +41,13 @@ def connected(cluster: Cluster) -> Iterator[Capacity]:
             yield capacity
         return
     try:
+        _check_reachable(cluster.address)
         ray.init(address=cluster.address, **_QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ClusterError(f"cluster.address: no Ray cluster answers at {cluster.address}: {error}") from error
+        raise ClusterError(
+            f"cluster.address: no Ray cluster answers at {cluster.address}: {error}; `ray start` prints the address, and a "
+            "cluster that asks for a token wants the same RAY_AUTH_TOKEN or ~/.ray/auth_token here"
+        ) from error
     try:
         yield _capacity()
     finally:
@@ -52,6 +63,13 @@ def run_task(function: Callable[..., Answer], *arguments: Any) -> Answer:
         raise cause_of(error) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the process that ran {function.__name__} was lost: {error}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the process."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}

@@ -35,7 +35,7 @@ def files_behind(words: list[str]) -> set[Path]:
 
 
 def extended_by(file: Path) -> set[Path]:
-    defaults = OmegaConf.load(RECIPES_FOLDER / file).get("defaults", [])
+    defaults = OmegaConf.select(OmegaConf.load(RECIPES_FOLDER / file), "defaults", default=[])
     return {file.with_name(f"{entry}.yaml") for entry in defaults if isinstance(entry, str) and entry != "_self_"}
 
 
@@ -87,7 +87,7 @@ def test_the_budget_at_7b_is_the_published_one(name: str) -> None:
     assert stages["embeddings"].lora is None
     for lora in (stages["attention"].lora, stages["instruct"].lora):
         assert lora is not None
-        assert (lora.rank, lora.alpha, lora.dropout) == (8, 32.0, 0.05)
+        assert (lora.rank, lora.alpha, lora.dropout) == (8, 32, 0.05)
 
 
 def test_each_stage_trains_what_its_authors_trained() -> None:

@@ -152,6 +152,10 @@ def test_a_word_that_hydra_cannot_read_is_named_and_reads_once_quoted() -> None:
     assert compose(["text='a=b.txt'"]).text == ("a=b.txt",)
 
 
+def test_a_list_without_its_brackets_is_shown_with_them() -> None:
+    assert problems("stage=1,2") == ("stage=1,2: a list is written stage=[1,2], with quotes for the shell",)
+
+
 @pytest.mark.parametrize("path", ["name", "base_model", "stages", "stages.attention.block_length", "cluster.kind"])
 def test_what_is_required_cannot_be_left_out(path: str) -> None:
     assert problems(f"~{path}") == (f"{path}: is required and not set",)

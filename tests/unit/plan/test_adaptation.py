@@ -5,7 +5,7 @@ import pytest
 from orchestrator.errors import RecipeError
 from orchestrator.plan.adaptation import Adaptation, LoraShape, adaptations
 
-SHAPE = LoraShape(rank=8, alpha=32.0)
+SHAPE = LoraShape(rank=8, alpha=32)
 
 
 def test_adaptations_add_up_over_the_training_stages(recipe) -> None:
@@ -36,7 +36,7 @@ def test_a_later_stage_may_go_on_with_the_same_factors(make_recipe) -> None:
 
 def test_stages_may_use_other_ranks_on_other_layers(make_recipe) -> None:
     lora = adaptations(make_recipe({"stages.instruct.lora.rank": 4}))["instruct"].lora
-    assert lora == {"q_proj": SHAPE, "v_proj": SHAPE, "up_proj": LoraShape(4, 32.0)}
+    assert lora == {"q_proj": SHAPE, "v_proj": SHAPE, "up_proj": LoraShape(4, 32)}
 
 
 def test_factors_cannot_change_their_shape_and_every_conflict_is_named(make_recipe) -> None:

@@ -21,13 +21,14 @@ RECORD = Record(
     results={"文字": 1.5},
     environment={"python": "3.11"},
 )
+ARTIFACT = ("adapter/adapter_model.safetensors", "adapter/nested/config.json")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A stage's folder as training leaves it: an artifact of two files, and work beside it."""
     folder = tmp_path / "attention-ffffffffffff"
-    for name in ("adapter/adapter_model.safetensors", "adapter/nested/config.json", "logs/rank0.log", "wandb/run", "work/rows"):
+    for name in (*ARTIFACT, "logs/rank0.log", "wandb/run", "work/rows"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -44,8 +45,8 @@ def test_a_record_is_read_back_as_it_was_committed(folder: Path) -> None:
 
 
 def test_it_lists_every_file_of_the_artifact_with_its_sha256(folder: Path) -> None:
-    names = ["adapter/adapter_model.safetensors", "adapter/nested/config.json"]
-    assert commit(folder, RECORD).files == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    files = commit(folder, RECORD).files
+    assert files == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ARTIFACT}
 
 
 def test_work_beside_the_artifact_is_not_listed(folder: Path) -> None:

@@ -108,6 +108,17 @@ def test_training_without_a_terminal_prints_its_last_line_once(screen: Screen) -
     assert screen.lines == ["  step 40/100  loss 3.142  12,346 tokens/s  2m00s left"]
 
 
+def test_training_without_a_terminal_prints_no_step_twice(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.report.console._POLL_SECONDS", 0.001)
+    monkeypatch.setattr("orchestrator.report.console._PLAIN_LINE_SECONDS", 0.0)
+    rows = [row(1)]
+    with screen.console.progress(100, lambda: rows):
+        time.sleep(0.05)
+        rows.append(row(2))
+        time.sleep(0.05)
+    assert [line.split()[1] for line in screen.lines] == ["1/100", "2/100"]
+
+
 def test_what_is_left_is_judged_by_the_last_ten_rows(screen: Screen) -> None:
     rows = [row(step, seconds=100.0) for step in range(1, 11)] + [row(step, seconds=1.0) for step in range(11, 21)]
     with screen.console.progress(1000, lambda: rows):
