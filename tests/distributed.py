@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
@@ -16,18 +15,20 @@ import torch
 import torch.distributed as dist
 
 _EXIT_SECONDS = 20
+_GLOO_TIMEOUT = timedelta(seconds=240)
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240) -> Any:
+def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 300) -> Any:
     """What `function(*arguments)` returns on rank 0. Function, arguments and result must be picklable.
 
     Raises RuntimeError with a failed rank's traceback, TimeoutError when a rank is late; no process is left behind.
     """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
-    port = _free_port()
+    # Kept by this process at a port that the system chose; a port that is only found free may be taken before it is used.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        context.Process(target=_rank, args=(function, arguments, rank, world_size, port, sender), daemon=True)
+        context.Process(target=_rank, args=(function, arguments, rank, world_size, store.port, sender), daemon=True)
         for rank, (_, sender) in enumerate(pipes)
     ]
     try:
@@ -78,15 +79,10 @@ def _rank(
     }
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=_GLOO_TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_GLOO_TIMEOUT)
         result = function(*arguments)
         sender.send((None, result if rank == 0 else None))
         dist.destroy_process_group()
     except Exception:  # noqa: BLE001  whatever it is, the test shows it
         sender.send((traceback.format_exc(), None))
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

@@ -37,7 +37,8 @@ def test_every_path_on_the_map_exists() -> None:
 
 
 def test_every_source_file_is_on_the_map() -> None:
-    tracked = subprocess.run(["git", "ls-files", "orchestrator", "launch"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listing = ["git", "ls-files", "orchestrator", "launch"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
     sources = {path for path in tracked.stdout.split() if path.endswith(".py") and not path.endswith("__init__.py")}
     assert len(sources) > 50
     assert sorted(sources - mapped_paths()) == []

@@ -141,10 +141,16 @@ def _with_states(planned: Sequence[PlannedStage], selected: Sequence[str]) -> tu
 
 
 def _check_order(recipe: Recipe) -> None:
-    trained = False
+    trained, vocabulary = False, ""
     for name, stage in recipe.stages.items():
-        if isinstance(stage, VocabularyStage) and trained:
-            raise RecipeError(f"stages.{name}: a vocabulary stage must come before every training stage")
+        if isinstance(stage, VocabularyStage):
+            if vocabulary:
+                raise RecipeError(
+                    f"stages.{name}: there is one vocabulary stage already, stages.{vocabulary}; extend it in one"
+                )
+            if trained:
+                raise RecipeError(f"stages.{name}: a vocabulary stage must come before every training stage")
+            vocabulary = name
         trained = trained or isinstance(stage, TrainStage)
         if isinstance(stage, ExportStage) and not trained:
             raise RecipeError(f"stages.{name}: there is no training stage before it whose result could be exported")

@@ -1,14 +1,16 @@
 """A training stage, as each of its workers runs it: base and earlier adapter in, a verified adapter out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from orchestrator.checkpoint.adapter import read_adapter, write_adapter
-from orchestrator.data.batches import MicroBatch, StepBatch, StepBatches, evaluation_batches
+from orchestrator.data.batches import StepBatch, StepBatches, evaluation_batches
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
@@ -31,19 +33,18 @@ def run_train(assignment: TrainAssignment) -> None:
     rank, num_workers = dist.get_rank(), dist.get_world_size()
     model = build_model(assignment)
     batches = _batches(assignment, rank, num_workers)
-    first = batches.of_step(0)
-    _check_before(assignment, model, batches, first.micro_batches[0])
+    _check_before(assignment, model, batches)
     trainable, total = count_parameters(model)
     engine = Engine(model, _engine_settings(assignment, num_workers))
     before = _evaluate(assignment, engine, rank, num_workers)
-
     check = LearningCheck(engine.master_checksums, engine.frozen_checksums)
-    started = time.time()
-    progress = _train_with_metrics(assignment, engine, batches, check, rank)
-    trained_seconds = time.time() - started
-    check.check_frozen()
-
-    after = _evaluate(assignment, engine, rank, num_workers)
+    with _recorded(assignment, rank) as (hooks, summary):
+        started = time.monotonic()
+        progress = _train(assignment, engine, batches, [*hooks, check])
+        seconds = time.monotonic() - started
+        check.check_frozen()
+        after = _evaluate(assignment, engine, rank, num_workers)
+        summary |= {"held_out": after, "trainable": trainable}
     _save(assignment, engine, model, rank)
     if rank == 0:
         results: Results = {
@@ -51,7 +52,7 @@ def run_train(assignment: TrainAssignment) -> None:
             "trainable": trainable,
             "parameters": total,
             "tokens": progress.tokens,
-            "tokens_per_second": progress.tokens / trained_seconds,
+            "tokens_per_second": progress.tokens / seconds,
             "peak_memory_bytes": peak_memory_bytes(),
             "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
             "workers": num_workers,
@@ -79,10 +80,10 @@ def _batches(assignment: TrainAssignment, rank: int, num_workers: int) -> StepBa
     return StepBatches(rows, order, assignment.stage.resources.micro_batch_size, rank, num_workers)
 
 
-def _check_before(assignment: TrainAssignment, model: SummedLoss, batches: StepBatches, sample: MicroBatch) -> None:
+def _check_before(assignment: TrainAssignment, model: SummedLoss, batches: StepBatches) -> None:
     end_id = load_tokenizer(assignment.tokenizer).eos_token_id
     check_end_is_learned(evaluation_batches(batches.rows, 64, 0, 1), end_id)
-    preflight(model, sample)
+    preflight(model, batches.of_step(0).micro_batches[0])
 
 
 def _engine_settings(assignment: TrainAssignment, num_workers: int) -> EngineSettings:
@@ -97,27 +98,29 @@ def _engine_settings(assignment: TrainAssignment, num_workers: int) -> EngineSet
     )
 
 
-def _train_with_metrics(
-    assignment: TrainAssignment, engine: Engine, batches: StepBatches, check: LearningCheck, rank: int
-) -> Progress:
+def _train(assignment: TrainAssignment, engine: Engine, batches: StepBatches, hooks: Sequence[Hook]) -> Progress:
     stage = assignment.stage
     schedule = Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction)
-    stream = _stream(batches)
     # Dropout draws from each rank's own generator; two ranks must not drop the same units.
-    torch.manual_seed(assignment.seed * 1_000_003 + rank)
+    torch.manual_seed(assignment.seed * 1_000_003 + batches.rank)
+    return train(engine, _stream(batches), schedule, hooks, Progress())
+
+
+@contextmanager
+def _recorded(assignment: TrainAssignment, rank: int) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
+    """Hooks that write the numbers down, and a summary to fill; rank 0 does, since all ranks have the same numbers."""
     if rank > 0:
-        return train(engine, stream, schedule, [check], Progress())
+        yield [], {}
+        return
     mirror = start_mirror(assignment.tracking, assignment.run)
+    summary: dict[str, Any] = {}
     exit_code = 1
     try:
         with MetricsFile(assignment.folder / "metrics.jsonl", keep_through_step=0) as file:
-            metrics = MetricsHook(file, mirror, stage.log_every_steps, assignment.num_steps)
-            hooks: list[Hook] = [metrics, check]
-            progress = train(engine, stream, schedule, hooks, Progress())
+            yield [MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps)], summary
         exit_code = 0
     finally:
-        mirror.finish({}, exit_code)
-    return progress
+        mirror.finish(summary, exit_code)
 
 
 def _stream(batches: StepBatches) -> Iterator[StepBatch]:

@@ -44,7 +44,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_stage_trains_on_a_cluster_that_is_already_running_and_leaves_it_running(address: str, tmp_path: Path) -> None:
-    words = ["stage=1", "stages.embeddings.steps=2", "cluster=address", f"cluster.address={address}", "tracking=none", "workers=2"]
+    there = ["cluster=address", f"cluster.address={address}"]
+    words = ["stage=1", "stages.embeddings.steps=2", "tracking=none", "workers=2", *there]
     completed = run_command(words, tmp_path)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert len(list(tmp_path.glob("runs/embeddings-*/adapter/adapter_model.safetensors"))) == 1

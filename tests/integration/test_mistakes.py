@@ -32,7 +32,7 @@ def message(words: list[str], folder: Path) -> str:
     ("words", "expected"),
     [
         (["stages.attention.learnin_rate=1e-4"], ["learnin_rate", "did you mean learning_rate?"]),
-        (["+stages.attention.lora.rnk=4"], ["stages.attention.lora.rnk", "did you mean rank?", "+stages.attention.lora.rnk=4"]),
+        (["+stages.attention.lora.rnk=4"], ["attention.lora.rnk", "did you mean rank?", "+stages.attention.lora.rnk=4"]),
         (["++stge=2"], ["stge", "did you mean stage?"]),
         (["recipe=chinese_lama"], ["did you mean chinese_llama?", "chinese_llama_published"]),
         (["stage=7"], ["no stage 7", "0 vocabulary", "4 export"]),

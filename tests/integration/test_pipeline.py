@@ -76,8 +76,9 @@ def test_held_out_chinese_gets_cheaper_with_every_stage_that_learns_chinese_text
 def test_simple_english_is_kept_within_what_the_recipe_allows(finished: Finished) -> None:
     for stage in TRAINED:
         record = finished.record(stage)
-        rise = bits_per_character(finished, stage, "retention", "after") - (
-            record["results"]["reference"]["retention"]["bits_per_character"]
+        rise = (
+            bits_per_character(finished, stage, "retention", "after")
+            - (record["results"]["reference"]["retention"]["bits_per_character"])
         )
         assert rise < record["recipe"]["retention"]["max_rise"]
     assert "retention.max_rise" not in finished.output
@@ -100,7 +101,8 @@ def test_metrics_count_every_step_and_the_loss_falls(finished: Finished) -> None
     for stage in TRAINED:
         rows = read_metrics(finished.stage(stage) / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, finished.record(stage)["results"]["steps"] + 1))
-        assert {"loss", "tokens", "tokens_per_second", "seconds", "learning_rate", "gradient_norm", "memory_bytes"} <= set(rows[0])
+        named = {"loss", "tokens", "tokens_per_second", "seconds", "learning_rate", "gradient_norm", "memory_bytes"}
+        assert named <= set(rows[0])
         assert all(math.isfinite(row["loss"]) for row in rows)
         assert sum(row["loss"] for row in rows[-5:]) < sum(row["loss"] for row in rows[:5])
 
@@ -113,8 +115,9 @@ def test_wandb_holds_the_same_numbers_one_run_for_each_stage_of_one_group(finish
         rows = read_metrics(finished.stage(stage) / "metrics.jsonl")
         assert run.id == finished.stage(stage).name
         assert run.job_type == stage
-        assert run.config["recipe"]["stages"][stage]["learning_rate"] == (
-            finished.record(stage)["recipe"]["stages"][stage]["learning_rate"]
+        assert (
+            run.config["recipe"]["stages"][stage]["learning_rate"]
+            == (finished.record(stage)["recipe"]["stages"][stage]["learning_rate"])
         )
         assert run.config["fingerprint"] == finished.record(stage)["fingerprint"]
         assert [(row["step"], row["loss"]) for row in run.history] == [(row["step"], row["loss"]) for row in rows]
@@ -123,6 +126,7 @@ def test_wandb_holds_the_same_numbers_one_run_for_each_stage_of_one_group(finish
 def test_the_merged_model_answers_through_stock_tools(finished: Finished) -> None:
     merged = finished.stage("export") / "merged"
     tokenizer = AutoTokenizer.from_pretrained(merged)
+    assert tokenizer is not None
     model = AutoModelForCausalLM.from_pretrained(merged)
     assert model.config.vocab_size >= len(tokenizer)
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids

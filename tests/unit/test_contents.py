@@ -92,8 +92,7 @@ def test_the_samples_ship_with_the_project_and_are_found_from_anywhere() -> None
 
 def test_a_url_is_read_and_its_hash_is_of_the_bytes(here: Path) -> None:
     for name in ("a.txt", "b.jsonl", "notes.md"):
-        with fsspec.open(f"memory://test_contents/{name}", "wb") as file:
-            file.write(f"corpus/{name}".encode())
+        fsspec.filesystem("memory").pipe(f"/test_contents/{name}", f"corpus/{name}".encode())
     local = find_data("text", ["corpus/a.txt", "corpus/b.jsonl"])
     for source in ("memory://test_contents", "memory://test_contents/*"):
         remote = find_data("text", [source])

@@ -48,8 +48,7 @@ def test_every_format_gives_the_same_documents(write, tmp_path):
 def test_documents_behind_a_url_are_read():
     import fsspec  # noqa: PLC0415
 
-    with fsspec.open("memory://corpus/a.jsonl", "wb") as file:
-        file.write(b'{"text": "one"}\n{"text": "two"}\n')
+    fsspec.filesystem("memory").pipe("/corpus/a.jsonl", b'{"text": "one"}\n{"text": "two"}\n')
     assert list(read_documents("text", [DataFile("memory://corpus/a.jsonl", "")])) == ["one", "two"]
 
 
