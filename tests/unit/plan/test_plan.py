@@ -273,6 +273,10 @@ def test_a_stage_is_made_from_the_last_vocabulary_and_the_last_training(recipe, 
     [
         (
             {"stages.words": {"kind": "vocabulary"}},
+            "stages.words: there is one vocabulary stage already, stages.vocabulary; extend it in one",
+        ),
+        (
+            {"stages.words": {"kind": "vocabulary"}, "stages.vocabulary": None},
             "stages.words: a vocabulary stage must come before every training stage",
         ),
         (
