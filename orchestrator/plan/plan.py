@@ -27,7 +27,7 @@ class State(StrEnum):
     DONE = "DONE"
     RUN = "RUN"
     SKIP = "SKIP"
-    """Neither selected, nor needed by a stage that is."""
+    """Not done, and neither asked for nor needed."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def _with_states(planned: Sequence[PlannedStage], selected: Sequence[str]) -> tu
     wanted = set(selected)
     decided: list[PlannedStage] = []
     for entry in reversed(planned):
-        if entry.name not in wanted:
-            decided.append(replace(entry, reason="done, not asked for" if entry.record else "not asked for"))
-        elif entry.record:
+        if entry.record:
             decided.append(replace(entry, state=State.DONE, reason="its record is there"))
+        elif entry.name not in wanted:
+            decided.append(replace(entry, reason="not asked for"))
         else:
             wanted |= set(entry.parents)
             needed = "" if entry.name in selected else "needed by a later stage; "
