@@ -13,7 +13,7 @@ _KEEP_VOCABULARY = "keep a vocabulary stage; with merge: none it leaves the toke
 def problems_with_base(recipe: Recipe, base: Path | RandomBase) -> list[str]:
     """Everything that the recipe asks of the base and the base has not."""
     trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
-    found = [*_unknown_targets(trained, base), *_long_blocks(trained, base)]
+    found = [*_unknown_targets(trained, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
     if not any(isinstance(stage, VocabularyStage) for stage in recipe.stages.values()):
         found += _without_vocabulary_stage(trained, base)
     return found
@@ -35,6 +35,17 @@ def _long_blocks(trained: dict[str, TrainStage], base: Path | RandomBase) -> lis
         f"stages.{name}.block_length: {stage.block_length:,} is longer than the base model's {positions:,} positions"
         for name, stage in trained.items()
         if positions and stage.block_length > positions
+    ]
+
+
+def _cannot_merge(recipe: Recipe, base: Path | RandomBase) -> list[str]:
+    if isinstance(base, RandomBase) or (base / "tokenizer.model").is_file():
+        return []
+    return [
+        f"stages.{name}.merge: {stage.merge} extends a SentencePiece model, and {base} has no tokenizer.model; "
+        f"stages.{name}.merge=none keeps its tokenizer as it is"
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, VocabularyStage) and stage.merge != "none"
     ]
 
 
