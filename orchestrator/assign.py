@@ -1,6 +1,7 @@
 """What each stage is told: the plan's stages as plain assignments for the bodies that carry them out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,19 @@ def exporting(recipe: Recipe, inputs: Inputs, plan: Plan, planned: PlannedStage)
     )
 
 
-def reference(plan: Plan, planned: PlannedStage, results: dict[str, Any]) -> dict[str, Any]:
-    """The held-out numbers of the base model, which the first training stage measured and each passes on."""
+def reference(plan: Plan, planned: PlannedStage, results: dict[str, Any], held_out: Sequence[HeldOut]) -> dict[str, Any]:
+    """The held-out numbers of the base model, which the first training stage measured and each passes on.
+
+    Where the text is another than that stage's, the numbers before this stage are the nearest there is.
+    """
     trained = plan.parent(planned, TrainStage)
-    before = {name: values["before"] for name, values in results["held_out"].items()}
-    return {**before, **(trained.record.results["reference"] if trained and trained.record else {})}
+    earlier = trained.record.results["reference"] if trained and trained.record else {}
+    found = {}
+    for text in held_out:
+        own = {**results["held_out"][text.name]["before"], "data": text.rows.name}
+        known = earlier.get(text.name, {})
+        found[text.name] = known if known.get("data") == text.rows.name else own
+    return found
 
 
 def _run_description(recipe: Recipe, planned: PlannedStage) -> RunDescription:

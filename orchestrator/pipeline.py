@@ -122,7 +122,7 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, shape: WorkerShape) 
     with run.console.progress(assignment.num_steps, lambda: read_metrics(metrics)):
         run_workers(bodies.train_body, assignment, shape, planned.folder)
     results = read_json(results_file(planned.folder))
-    complete = {**results, "reference": assign.reference(plan, planned, results)}
+    complete = {**results, "reference": assign.reference(plan, planned, results, held_out)}
     _warn_if_forgotten(run, planned, complete)
     return complete
 

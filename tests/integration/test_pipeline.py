@@ -19,6 +19,8 @@ from tests.wandb_reader import read_offline_runs
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    # The first test waits for all five stages, and on a fresh machine for DeepSpeed's op to be built.
+    pytest.mark.timeout(1200),
     needs("stories260k", "text/luxun_train.jsonl", "text/luxun_validation.jsonl", "instructions/alpaca_zh_demo.json"),
 ]
 
@@ -55,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         "run_root=runs",
         "seed=1",
     ]
-    completed = run_command([*words, "stage=all"], folder)
+    completed = run_command([*words, "stage=all"], folder, seconds=1000)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     return Finished(folder, words, completed.stdout)
 
