@@ -87,10 +87,10 @@ def base_model_hash(folder: Path) -> str:
 def _check_vocabulary(folder: Path) -> None:
     """ModelError where the base model has fewer rows than its tokenizer has tokens; such ids would be out of range."""
     path = folder / "tokenizer.json"
-    rows = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    rows = _json_of(folder / "config.json").get("vocab_size")
     if rows is None or not path.is_file():
         return
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = _json_of(path)
     vocabulary = tokenizer["model"]["vocab"]
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     tokens = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))]) + 1
@@ -99,6 +99,13 @@ def _check_vocabulary(folder: Path) -> None:
             f"base_model: {folder} has {rows:,} rows in its embedding (vocab_size in config.json), but its tokenizer "
             f"has {tokens:,} tokens; use the tokenizer that the model was trained with"
         )
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"base_model: {path} is not JSON ({error}); fetch the model again") from error
 
 
 def linear_layer_names(folder: Path) -> tuple[str, ...]:

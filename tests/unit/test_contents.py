@@ -221,3 +221,14 @@ def test_a_published_base_model_is_accepted() -> None:
     folder = base_model_folder(str(STORIES))
     names = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     assert linear_layer_names(folder) == names
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_base_model_with_a_broken_file_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    for file in ("config.json", "tokenizer.json"):
+        (tmp_path / file).write_text('{"vocab_size": 8, "model": {"vocab": {"a": 0}}}', encoding="utf-8")
+    (tmp_path / "model.safetensors").touch()
+    base_model_folder(str(tmp_path))
+    (tmp_path / name).write_text('{"vocab_size": ', encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"{name} is not JSON"):
+        base_model_folder(str(tmp_path))
