@@ -5,6 +5,7 @@ state. Losses are sums divided by the targets of the global batch, so accumulati
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,20 +91,21 @@ class Engine:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
         norms: dict[str, float] = {}
+        plain_norm: float | None = None
         # DeepSpeed divides by accumulation and averages over ranks; both are undone, since the sum is already global.
         scale = self._world * self._settings.accumulation / batch.num_targets
         for number, micro in enumerate(batch.micro_batches):
             loss = self._engine(micro.input_ids.to(self.device), micro.labels.to(self.device))
             total += loss.detach()
             self._engine.backward(loss * scale)
-            if inspect and number == len(batch.micro_batches) - 1:
-                norms = self._gradient_norms()
-            plain_norm = self._plain_gradient_norm()
+            if number == len(batch.micro_batches) - 1:
+                plain_norm = self._plain_gradient_norm()
+                norms = self._gradient_norms() if inspect else {}
             self._engine.step()
         torch.distributed.all_reduce(total)
         return StepResult(
             loss=total.item() / batch.num_targets,
-            gradient_norm=plain_norm if plain_norm is not None else float(self._engine.get_global_grad_norm()),
+            gradient_norm=plain_norm if plain_norm is not None else self._global_gradient_norm(),
             learning_rate=learning_rate,
             num_tokens=batch.num_tokens,
             num_targets=batch.num_targets,
@@ -148,6 +150,11 @@ class Engine:
         return next(
             master for halves, masters in groups for half, master in zip(halves, masters, strict=True) if half is parameter
         )
+
+    def _global_gradient_norm(self) -> float:
+        """As DeepSpeed measured it; NaN after a step that overflowed in fp16, for which it keeps none."""
+        norm = self._engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
 
     def _plain_gradient_norm(self) -> float | None:
         """The norm where DeepSpeed keeps none: in fp32 without ZeRO it hands gradients to the optimizer as they are."""

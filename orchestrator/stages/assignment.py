@@ -1,6 +1,6 @@
 """All that a worker needs to know to train one stage; plain values, so that it travels to another machine."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +40,6 @@ class TrainAssignment:
     """CPU threads of each worker."""
     tracking: Tracking
     run: RunDescription
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables that a worker sets before it loads a library."""
 
 
 def results_file(folder: Path) -> Path:
