@@ -1,6 +1,8 @@
 """Runs a recipe: python launch/run.py recipe=chinese_llama stage=2"""
 
+import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from omegaconf import DictConfig
 # The project also runs from a checkout that was never installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch.supervise import MAY_PASS, OUR_MISTAKE, supervise
 from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
-from orchestrator.errors import OrchestratorError, RecipeError
+from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, RecipeError
 from orchestrator.pipeline import run_pipeline
 from orchestrator.report.console import Console
 
@@ -21,13 +24,26 @@ def run(words: Sequence[str]) -> None:
     """Runs the recipe that the words describe; a user's mistake ends with its message and no traceback."""
     console = Console()
     try:
-        run_pipeline(compose(words), console)
+        recipe = compose(words)
+        if recipe.supervise:
+            sys.exit(supervise(words, recipe.recovery.max_failures))
+        run_pipeline(recipe, console, shlex.join(["python", "launch/run.py", *words]))
+    except Interrupted as error:
+        console.fail(str(error))
+        sys.exit(128 + error.signal_number)
+    except ClusterError as error:
+        console.fail(str(error))
+        sys.exit(MAY_PASS)
     except OrchestratorError as error:
         console.fail(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        console.fail("interrupted; the same command goes on with the stages that are not done")
+        console.fail("interrupted; the same command goes on with what is not done")
         sys.exit(130)
+    # Anything else is our mistake. Python would exit with 1, as Ray does when it ends a process that has lost its head.
+    except Exception:  # noqa: BLE001
+        console.fail(traceback.format_exc())
+        sys.exit(OUR_MISTAKE)
 
 
 @hydra.main(version_base="1.3", config_path=str(RECIPES_FOLDER), config_name=CONFIG_NAME)

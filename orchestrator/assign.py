@@ -91,10 +91,13 @@ def training(
         folder=planned.folder,
         origin=origin,
         num_steps=num_steps,
+        micro_batch_size=stage.resources.micro_batch_size,
         seed=recipe.seed,
         precision=recipe.precision,
         zero=recipe.zero,
         threads=threads,
+        checkpoint=recipe.checkpoint,
+        bad_steps=recipe.recovery.bad_steps,
         tracking=recipe.tracking,
         run=_run_description(recipe, planned),
     )

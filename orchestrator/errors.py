@@ -32,3 +32,22 @@ class TrainingError(OrchestratorError):
 
 class ClusterError(OrchestratorError):
     """The cluster cannot give what the recipe asks for, or workers were lost."""
+
+
+class StorageError(OrchestratorError):
+    """What must be kept cannot be written, or what was kept cannot be read; training stops rather than go on for nothing."""
+
+
+class LeaseError(OrchestratorError):
+    """Another run holds the stage."""
+
+
+class Interrupted(OrchestratorError):
+    """The run was asked to stop, and did so in order."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message, signal_number)
+        self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])

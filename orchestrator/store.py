@@ -39,6 +39,11 @@ def sha256_file(path: Path) -> str:
     return _remembered(path, f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}")
 
 
+def sha256_now(path: Path) -> str:
+    """sha256 of the bytes that are there now, whatever is remembered: a disk can lose a bit and keep size and time."""
+    return _hash_bytes(path)
+
+
 def sha256_folder(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of the named files of a folder, by name."""
     return {name: sha256_file(folder / name) for name in sorted(names)}

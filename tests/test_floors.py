@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("engine", "checkpoint"), 4),
     **dict.fromkeys(("model", "vocabulary", "data", "tracking", "report"), 3),
     **dict.fromkeys(("compose", "plan"), 2),
-    **dict.fromkeys(("schema", "store", "errors", "contents", "environment"), 1),
+    **dict.fromkeys(("schema", "store", "errors", "contents", "environment", "lease", "run_root"), 1),
 }
 HOMES = {
     "hydra": ("orchestrator/compose.py", "launch/"),

@@ -31,6 +31,9 @@ from orchestrator.schema import Cluster, LocalCluster
 
 Answer = TypeVar("Answer")
 _CONNECT_SECONDS = 5.0
+_HEAD_LOST_SECONDS = 5
+"""A local cluster's head does not come back; Ray itself would wait a minute before the processes end."""
+_FOLDERS, _FOLDER_PREFIX = Path("/tmp"), "ray-"
 
 
 @contextmanager
@@ -79,13 +82,29 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def _local(cluster: LocalCluster) -> Iterator[Capacity]:
     # A folder of its own keeps other Ray clusters of this machine out of sight. Its name is short, because the
     # sockets in it may have paths of at most 107 characters.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    _remove_left_folders()
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_FOLDERS)
     try:
-        ray.init(address="local", num_gpus=cluster.gpus, include_dashboard=False, _temp_dir=folder, **_QUIET)
+        ray.init(
+            address="local",
+            num_gpus=cluster.gpus,
+            include_dashboard=False,
+            _temp_dir=folder,
+            _system_config={"gcs_rpc_server_reconnect_timeout_s": _HEAD_LOST_SECONDS},
+            **_QUIET,
+        )
         yield _capacity()
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_folders() -> None:
+    """Those of processes that were killed and could not do so themselves."""
+    for folder in _FOLDERS.glob(f"{_FOLDER_PREFIX}*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if folder.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _capacity() -> Capacity:

@@ -1,10 +1,12 @@
 """How many workers, and what each gets."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.errors import RecipeError
-from orchestrator.schema import AddressCluster, Cluster, TrainStage
+from orchestrator.errors import ClusterError, RecipeError
+from orchestrator.schema import AddressCluster, Cluster, TrainStage, WorkerRange
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,24 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class WorkerShape:
-    """The workers of a run: one process a device."""
+class Size:
+    """How many workers there may be, one process a device, and what each takes."""
 
-    num_workers: int
+    allowed: tuple[int, ...]
+    """Ascending; one number unless the recipe gives a range."""
     gpus: int
     """Of each worker."""
     cpus: int
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves for one worker."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
 
 def workers_for(
-    requested: int | None, capacity: Capacity, cluster: Cluster, stages: Mapping[str, TrainStage]
-) -> WorkerShape:
+    requested: int | WorkerRange | None, capacity: Capacity, cluster: Cluster, stages: Mapping[str, TrainStage]
+) -> Size:
     """The workers asked for, or as many as fit the cluster and divide every stage's batch.
 
     RecipeError when the cluster can never give as many, or a batch does not divide; all stages are named at once.
@@ -37,25 +45,38 @@ def workers_for(
     if requested is None:
         fitting = [number for number in range(most, 0, -1) if not _indivisible(number, stages)]
         requested = fitting[0] if fitting else 1
-    if requested > most:
+    fewest = requested.fewest if isinstance(requested, WorkerRange) else requested
+    allowed = allowed_numbers(requested, stages) if fewest <= most else (fewest,)
+    if allowed[0] > most:
         raise RecipeError(
-            f"workers: {requested} are more than this cluster can give: {most} "
+            f"workers: {allowed[0]} are more than this cluster can give: {most} "
             f"({capacity.gpus} GPUs and {capacity.cpus} CPUs on {capacity.nodes} nodes)"
         )
-    check_divisible(requested, stages)
-    return _shape(requested, capacity, cluster)
+    return _size(allowed, most, capacity, cluster)
 
 
-def check_precision(precision: str, shape: WorkerShape) -> None:
+def check_precision(precision: str, size: Size) -> None:
     """RecipeError for fp16 without GPUs, which DeepSpeed cannot do."""
-    if precision == "fp16" and shape.gpus == 0:
+    if precision == "fp16" and size.gpus == 0:
         raise RecipeError("precision: fp16 trains on GPUs only, and this cluster has none; use bf16 or fp32")
 
 
-def check_divisible(num_workers: int, stages: Mapping[str, TrainStage]) -> None:
-    """RecipeError names every stage whose global batch these workers cannot share evenly."""
-    if problems := _indivisible(num_workers, stages):
-        raise RecipeError(problems)
+def check_compiler(size: Size) -> None:
+    """DeepSpeed builds one small op for communication between CPU workers; ClusterError says what is missing."""
+    if size.gpus == 0 and not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
+        raise ClusterError(
+            "no C++ compiler: DeepSpeed builds an op for training on CPU; install g++ (Debian: apt install g++)"
+        )
+
+
+def allowed_numbers(requested: int | WorkerRange, stages: Mapping[str, TrainStage]) -> tuple[int, ...]:
+    """The numbers of workers, ascending, that share every stage's global batch evenly; RecipeError when there is none."""
+    most = requested.most if isinstance(requested, WorkerRange) else requested
+    fewest = requested.fewest if isinstance(requested, WorkerRange) else requested
+    allowed = tuple(number for number in range(fewest, most + 1) if not _indivisible(number, stages))
+    if not allowed:
+        raise RecipeError(_indivisible(most, stages))
+    return allowed
 
 
 def _most_workers(capacity: Capacity, cluster: Cluster) -> int:
@@ -64,10 +85,11 @@ def _most_workers(capacity: Capacity, cluster: Cluster) -> int:
     return min(by_cpu, capacity.gpus) if capacity.gpus else by_cpu
 
 
-def _shape(num_workers: int, capacity: Capacity, cluster: Cluster) -> WorkerShape:
+def _size(allowed: tuple[int, ...], most: int, capacity: Capacity, cluster: Cluster) -> Size:
     # A cluster may run more than this; a machine that only runs this is shared out whole.
-    cpus = cluster.cpus_per_worker if isinstance(cluster, AddressCluster) else capacity.cpus // num_workers
-    return WorkerShape(num_workers, 1 if capacity.gpus else 0, cpus)
+    at_once = max(number for number in allowed if number <= most)
+    cpus = cluster.cpus_per_worker if isinstance(cluster, AddressCluster) else capacity.cpus // at_once
+    return Size(allowed, 1 if capacity.gpus else 0, cpus)
 
 
 def _indivisible(num_workers: int, stages: Mapping[str, TrainStage]) -> list[str]:

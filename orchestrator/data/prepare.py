@@ -46,6 +46,13 @@ def prepared_key(preparation: Preparation) -> str:
     return sha256_value(_identity(preparation))[:12]
 
 
+def find_prepared(preparation: Preparation, run_root: Path) -> tuple[Path, int] | None:
+    """The complete folder and its number of rows, None when it has yet to be made."""
+    folder = _folder(preparation, run_root)
+    summary = read_summary(folder)
+    return (folder, summary.rows) if summary else None
+
+
 def prepare(preparation: Preparation, run_root: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder `<run_root>/data-<key>`, made now or found complete; several processes may ask at once.
 
@@ -53,7 +60,7 @@ def prepare(preparation: Preparation, run_root: Path, progress: Callable[[int, i
     """
     if preparation.block_length < MIN_BLOCK_LENGTH:
         raise RecipeError(f"block_length {preparation.block_length} is too short; give at least {MIN_BLOCK_LENGTH} tokens")
-    folder = run_root / f"data-{prepared_key(preparation)}"
+    folder = _folder(preparation, run_root)
     if read_summary(folder):
         return folder
     run_root.mkdir(parents=True, exist_ok=True)
@@ -65,6 +72,10 @@ def prepare(preparation: Preparation, run_root: Path, progress: Callable[[int, i
         sync_files(building)
         _publish(building, folder)
     return folder
+
+
+def _folder(preparation: Preparation, run_root: Path) -> Path:
+    return run_root / f"data-{prepared_key(preparation)}"
 
 
 def _identity(preparation: Preparation) -> dict[str, Any]:

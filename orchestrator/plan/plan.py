@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.errors import RecipeError
 from orchestrator.plan.adaptation import adaptations
+from orchestrator.plan.checkpoints import checkpoint_steps
 from orchestrator.plan.explain import why_new
 from orchestrator.plan.record import Record, read_record
 from orchestrator.plan.selection import selected_stages
@@ -25,6 +26,8 @@ class State(StrEnum):
     """What the pipeline does with a stage."""
 
     DONE = "DONE"
+    RESUME = "RESUME"
+    """Began, and goes on from its newest checkpoint."""
     RUN = "RUN"
     SKIP = "SKIP"
     """Not done, and neither asked for nor needed."""
@@ -65,7 +68,7 @@ class Plan:
 
     @property
     def to_run(self) -> tuple[PlannedStage, ...]:
-        return tuple(planned for planned in self.stages if planned.state is State.RUN)
+        return tuple(planned for planned in self.stages if planned.state in (State.RUN, State.RESUME))
 
     def with_record(self, name: str, record: Record) -> "Plan":
         """The plan once a stage is done."""
@@ -134,10 +137,15 @@ def _with_states(planned: Sequence[PlannedStage], selected: Sequence[str]) -> tu
         else:
             wanted |= set(entry.parents)
             needed = "" if entry.name in selected else "needed by a later stage; "
-            decided.append(
-                replace(entry, state=State.RUN, reason=needed + why_new(entry.name, entry.identity, entry.folder))
-            )
+            state, reason = _to_do(entry)
+            decided.append(replace(entry, state=state, reason=needed + reason))
     return tuple(reversed(decided))
+
+
+def _to_do(entry: PlannedStage) -> tuple[State, str]:
+    if steps := checkpoint_steps(entry.folder):
+        return State.RESUME, f"goes on from step {steps[-1]:,}"
+    return State.RUN, why_new(entry.name, entry.identity, entry.folder)
 
 
 def _check_order(recipe: Recipe) -> None:

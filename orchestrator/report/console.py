@@ -20,7 +20,7 @@ from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
 
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 10.0
-_COLOURS = {State.DONE: "green", State.RUN: "yellow", State.SKIP: "dim"}
+_COLOURS = {State.DONE: "green", State.RESUME: "cyan", State.RUN: "yellow", State.SKIP: "dim"}
 
 
 class Console:

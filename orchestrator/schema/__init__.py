@@ -1,12 +1,24 @@
 """What a recipe may say: frozen, typed, unknown keys forbidden. Values only; nothing here reads a file."""
 
-from orchestrator.schema.execution import AddressCluster, Cluster, LocalCluster, NoTracking, Tracking, WandbTracking
+from orchestrator.schema.execution import (
+    AddressCluster,
+    CheckpointPolicy,
+    Cluster,
+    LocalCluster,
+    NoTracking,
+    Recovery,
+    Tracking,
+    WandbTracking,
+    WorkerRange,
+    Workers,
+)
 from orchestrator.schema.recipe import RandomBase, Recipe, Retention, StageSelection
 from orchestrator.schema.stages import ExportStage, Lora, Resources, Stage, TrainStage, VocabularyStage
 from orchestrator.schema.strict import Schema
 
 __all__ = [
     "AddressCluster",
+    "CheckpointPolicy",
     "Cluster",
     "ExportStage",
     "LocalCluster",
@@ -14,6 +26,7 @@ __all__ = [
     "NoTracking",
     "RandomBase",
     "Recipe",
+    "Recovery",
     "Resources",
     "Retention",
     "Schema",
@@ -23,4 +36,6 @@ __all__ = [
     "TrainStage",
     "VocabularyStage",
     "WandbTracking",
+    "WorkerRange",
+    "Workers",
 ]

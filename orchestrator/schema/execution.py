@@ -1,8 +1,9 @@
-"""Where a recipe runs and who is told. None of it changes what is learned."""
+"""Where a recipe runs, what happens when something fails there, and who is told. None of it changes what is learned."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from orchestrator.schema.strict import Schema
 
@@ -27,6 +28,53 @@ class AddressCluster(Schema):
 
 
 Cluster = Annotated[LocalCluster | AddressCluster, Field(discriminator="kind")]
+
+
+class WorkerRange(Schema):
+    """Written `2-8`: as many workers as the cluster gives at the time, between these."""
+
+    fewest: PositiveInt
+    most: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> "WorkerRange":
+        if self.fewest > self.most:
+            raise ValueError(f"the range {self.fewest}-{self.most} runs backwards; write {self.most}-{self.fewest}")
+        return self
+
+
+def _as_range(value: object) -> object:
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
+    return {"fewest": int(match[1]), "most": int(match[2])} if match else value
+
+
+Workers = Annotated[PositiveInt | WorkerRange, BeforeValidator(_as_range)]
+
+
+class CheckpointPolicy(Schema):
+    """When a stage's training state is saved, so that it can go on from there."""
+
+    every_steps: PositiveInt | None = 50
+    every_minutes: PositiveFloat | None = 10
+    """Whichever of the two comes first; null turns one off. A run that is asked to stop saves in any case."""
+    keep: PositiveInt = 2
+    """Generations that stay: should the newest turn out damaged, there is the one before."""
+    max_failures: PositiveInt = 3
+    """So many saves in a row may fail while training goes on; then it stops."""
+
+
+class Recovery(Schema):
+    """What a stage survives."""
+
+    max_failures: NonNegativeInt = 5
+    """Failures of workers, nodes or the network in a row, without a new checkpoint between them."""
+    hang_seconds: PositiveFloat = 600
+    """Without any progress for so long, the workers are taken to hang and start again. Give more than the model takes
+    to load."""
+    bad_steps: PositiveInt = 3
+    """Steps in a row whose loss is NaN or infinite, before training stops."""
+    wait_minutes: PositiveFloat = 60
+    """How long to wait for nodes when those that are left are too few."""
 
 
 class WandbTracking(Schema):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from orchestrator.schema.execution import Cluster, Tracking
+from orchestrator.schema.execution import CheckpointPolicy, Cluster, Recovery, Tracking, Workers
 from orchestrator.schema.stages import Stage
 from orchestrator.schema.strict import Schema, Sources
 
@@ -63,10 +63,14 @@ class Recipe(Schema):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     stages: dict[str, Stage] = Field(min_length=1)
 
-    workers: PositiveInt | None = None
-    """Training processes, one a device; as many as fit by default."""
+    workers: Workers | None = None
+    """Training processes, one a device; as many as fit by default. A range such as 2-8 takes what there is at the time."""
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: what is partitioned over the workers (nothing, optimizer, + gradients, + parameters)."""
     run_root: str = "runs"
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    recovery: Recovery = Recovery()
+    supervise: bool = False
+    """Watches over the command itself, and starts it again should it be killed."""
     cluster: Cluster
     tracking: Tracking

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from orchestrator.checkpoint.manifest import Origin
 from orchestrator.plan.adaptation import Adaptation
-from orchestrator.schema import Tracking, TrainStage
+from orchestrator.schema import CheckpointPolicy, Tracking, TrainStage
 from orchestrator.tracking import RunDescription
 
 
@@ -33,13 +33,26 @@ class TrainAssignment:
     folder: Path
     origin: Origin
     num_steps: int
+    micro_batch_size: int
+    """Sequences at once on a device; less than the stage's own after it ran out of memory."""
     seed: int
     precision: Literal["bf16", "fp16", "fp32"]
     zero: Literal[0, 1, 2, 3]
     threads: int
     """CPU threads of each worker."""
+    checkpoint: CheckpointPolicy
+    bad_steps: int
+    """In a row, before training stops."""
     tracking: Tracking
     run: RunDescription
+
+
+@dataclass(frozen=True)
+class TrainEnding:
+    """How far the ranks came before they left in order."""
+
+    step: int
+    completed: bool
 
 
 def results_file(folder: Path) -> Path:

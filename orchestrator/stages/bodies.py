@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.contents import DataFile
 from orchestrator.data.prepare import Preparation
 from orchestrator.schema import ExportStage, RandomBase, VocabularyStage
-from orchestrator.stages.assignment import ExportAssignment, TrainAssignment
+from orchestrator.stages.assignment import ExportAssignment, TrainAssignment, TrainEnding
+from orchestrator.train.link import Link
 
 
 def vocabulary_body(
@@ -24,10 +25,10 @@ def vocabulary_body(
     return run_vocabulary(stage, base, text=text, base_text=base_text, folder=folder, seed=seed)
 
 
-def train_body(assignment: TrainAssignment) -> None:
+def train_body(assignment: TrainAssignment, link: Link) -> TrainEnding:
     from orchestrator.stages.train import run_train
 
-    run_train(assignment)
+    return run_train(assignment, link)
 
 
 def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, Any]:

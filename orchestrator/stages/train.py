@@ -1,8 +1,8 @@
 """A training stage, as each of its workers runs it: base and earlier adapter in, a verified adapter out."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +10,125 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.checkpoint.adapter import read_adapter, write_adapter
-from orchestrator.data.batches import StepBatch, StepBatches, evaluation_batches
+from orchestrator.checkpoint.writer import CheckpointWriter
+from orchestrator.data.batches import MicroBatch, StepBatches, evaluation_batches
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
-from orchestrator.engine import Engine, EngineSettings
+from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
-from orchestrator.stages.assignment import Results, TrainAssignment, results_file
+from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
+from orchestrator.stages.resume import Resumed, resume
 from orchestrator.store import write_json
 from orchestrator.tracking import MetricsFile, start_mirror
+from orchestrator.tracking.ledger import LEDGER_NAME, read_ledger, summarize
+from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
+from orchestrator.train.bad_steps import BadStepCheck
+from orchestrator.train.checkpoint_hook import CheckpointHook
 from orchestrator.train.checks import LearningCheck, check_end_is_learned, preflight
+from orchestrator.train.link import Link
 from orchestrator.train.loop import Hook, Progress, train
 from orchestrator.train.metrics_hook import MetricsHook, peak_memory_bytes
+from orchestrator.train.pulse import LinkedPulse
 from orchestrator.train.schedule import Schedule
 
 
-def run_train(assignment: TrainAssignment) -> None:
-    """Trains one stage; every rank calls it, with torch.distributed up. Rank 0 leaves results and adapter."""
+def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
+    """Trains one stage from its newest good checkpoint, or from its start; every rank calls it, with torch.distributed up.
+
+    Rank 0 leaves checkpoints, results and adapter. Asked to stop, it saves and returns before the stage is complete.
+    """
     torch.set_num_threads(assignment.threads)
-    rank, num_workers = dist.get_rank(), dist.get_world_size()
+    link.beat(0, "loading")
     model = build_model(assignment)
-    batches = _batches(assignment, rank, num_workers)
-    _check_before(assignment, model, batches)
+    run = _Run(assignment, link, model, dist.get_rank(), dist.get_world_size())
+    resumed = resume(assignment, link, run.rank)
+    if resumed is None:
+        _check_before(assignment, model, run.batches)
     trainable, total = count_parameters(model)
-    engine = Engine(model, _engine_settings(assignment, num_workers))
-    before = _evaluate(assignment, engine, rank, num_workers)
-    check = LearningCheck(engine.master_checksums, engine.frozen_checksums)
-    with _recorded(assignment, rank) as (hooks, summary):
-        started = time.monotonic()
-        progress = _train(assignment, engine, batches, [*hooks, check])
-        seconds = time.monotonic() - started
+    engine = Engine(model, _engine_settings(assignment, run.num_workers))
+    if resumed:
+        engine.load_state(resumed.state)
+    progress = resumed.progress if resumed else Progress()
+    before = resumed.held_out if resumed else run.evaluate(engine, progress)
+    check = LearningCheck(engine.master_checksums, engine.frozen_checksums, resumed.learning if resumed else None)
+    with _recorded(run, progress) as (recorders, summary), _saved(run, engine, check, before) as saving:
+        hooks = [*recorders, check, BadStepCheck(assignment.bad_steps, run.describe_batch), saving]
+        progress = train(engine, run.batches, _schedule(assignment), hooks, progress, run.pulse())
+        if progress.step < assignment.num_steps:
+            return TrainEnding(progress.step, completed=False)
         check.check_frozen()
-        after = _evaluate(assignment, engine, rank, num_workers)
+        after = run.evaluate(engine, progress)
         summary |= {"held_out": after, "trainable": trainable}
-    _save(assignment, engine, model, rank)
-    if rank == 0:
+    link.beat(progress.step, "saving")
+    _save(assignment, engine, model, run.rank)
+    if run.rank == 0:
         results: Results = {
             "steps": progress.step,
             "trainable": trainable,
             "parameters": total,
             "tokens": progress.tokens,
-            "tokens_per_second": progress.tokens / seconds,
             "peak_memory_bytes": peak_memory_bytes(),
             "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
-            "workers": num_workers,
+            "workers": run.num_workers,
             "zero": assignment.zero,
         }
         write_json(results_file(assignment.folder), results)
     dist.barrier()
+    return TrainEnding(progress.step, completed=True)
+
+
+HeldOutNumbers = dict[str, dict[str, float]]
+"""Loss and bits per character of each held-out text, by its name."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One rank of the stage."""
+
+    assignment: TrainAssignment
+    link: Link
+    model: SummedLoss
+    rank: int
+    num_workers: int
+
+    @property
+    def batches(self) -> StepBatches:
+        assignment = self.assignment
+        rows = PreparedRows.open(assignment.rows)
+        order = SampleOrder(len(rows), assignment.stage.global_batch_size, assignment.seed)
+        return StepBatches(rows, order, assignment.micro_batch_size, self.rank, self.num_workers)
+
+    def pulse(self) -> LinkedPulse:
+        return LinkedPulse(self.link, self.assignment.checkpoint.every_minutes if self.rank == 0 else None)
+
+    def evaluate(self, engine: Engine, progress: Progress) -> HeldOutNumbers:
+        """All ranks must call."""
+        found = {}
+        for text in self.assignment.held_out:
+            rows = PreparedRows.open(text.rows)
+            batches = evaluation_batches(rows, self.assignment.micro_batch_size, self.rank, self.num_workers)
+            nats = engine.evaluate(self._beating(batches, progress))
+            found[text.name] = {
+                "loss": nats / rows.summary.targets,
+                "bits_per_character": bits_per_character(nats, rows.characters),
+            }
+        return found
+
+    def describe_batch(self, step: int) -> str:
+        """The samples of a step, with the beginning of the first ones."""
+        batches, tokenizer = self.batches, load_tokenizer(self.assignment.tokenizer)
+        rows = batches.order.rows_of_step(step)
+        begins = [tokenizer.decode(batches.rows.row(index).tokens[:16].tolist()) for index in rows[:4]]
+        quoted = "; ".join(f"row {index} {text!r}" for index, text in zip(rows, begins, strict=False))
+        return f"rows {', '.join(map(str, rows))} of {self.assignment.rows} ({quoted}{'; …' if len(rows) > 4 else ''})"
+
+    def _beating(self, batches: Iterable[MicroBatch], progress: Progress) -> Iterator[MicroBatch]:
+        for batch in batches:
+            self.link.beat(progress.step, "evaluating")
+            yield batch
 
 
 def build_model(assignment: TrainAssignment) -> SummedLoss:
@@ -74,12 +143,6 @@ def build_model(assignment: TrainAssignment) -> SummedLoss:
     return SummedLoss(model)
 
 
-def _batches(assignment: TrainAssignment, rank: int, num_workers: int) -> StepBatches:
-    rows = PreparedRows.open(assignment.rows)
-    order = SampleOrder(len(rows), assignment.stage.global_batch_size, assignment.seed)
-    return StepBatches(rows, order, assignment.stage.resources.micro_batch_size, rank, num_workers)
-
-
 def _check_before(assignment: TrainAssignment, model: SummedLoss, batches: StepBatches) -> None:
     end_id = load_tokenizer(assignment.tokenizer).eos_token_id
     check_end_is_learned(evaluation_batches(batches.rows, 64, 0, 1), end_id)
@@ -91,57 +154,68 @@ def _engine_settings(assignment: TrainAssignment, num_workers: int) -> EngineSet
     return EngineSettings(
         zero=assignment.zero,
         precision=assignment.precision,
-        micro_batch_size=stage.resources.micro_batch_size,
-        accumulation=stage.global_batch_size // (stage.resources.micro_batch_size * num_workers),
+        micro_batch_size=assignment.micro_batch_size,
+        accumulation=stage.global_batch_size // (assignment.micro_batch_size * num_workers),
         weight_decay=stage.weight_decay,
         max_gradient_norm=stage.max_gradient_norm,
+        seed=assignment.seed,
     )
 
 
-def _train(assignment: TrainAssignment, engine: Engine, batches: StepBatches, hooks: Sequence[Hook]) -> Progress:
+def _schedule(assignment: TrainAssignment) -> Schedule:
     stage = assignment.stage
-    schedule = Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction)
-    # Dropout draws from each rank's own generator; two ranks must not drop the same units.
-    torch.manual_seed(assignment.seed * 1_000_003 + batches.rank)
-    return train(engine, _stream(batches), schedule, hooks, Progress())
+    return Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction)
 
 
 @contextmanager
-def _recorded(assignment: TrainAssignment, rank: int) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
+def _recorded(run: _Run, progress: Progress) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
     """Hooks that write the numbers down, and a summary to fill; rank 0 does, since all ranks have the same numbers."""
-    if rank > 0:
+    if run.rank > 0:
         yield [], {}
         return
+    assignment = run.assignment
+    metrics, ledger = assignment.folder / METRICS_NAME, assignment.folder / LEDGER_NAME
     mirror = start_mirror(assignment.tracking, assignment.run)
     summary: dict[str, Any] = {}
     exit_code = 1
     try:
-        with MetricsFile(assignment.folder / "metrics.jsonl", keep_through_step=0) as file:
-            yield [MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps)], summary
+        with MetricsFile(metrics, keep_through_step=progress.step) as file:
+            recorder = MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps)
+            yield [recorder, _FirstStep(run.link)], summary
         exit_code = 0
     finally:
+        summary["ledger"] = summarize(read_ledger(ledger), read_metrics(metrics)).as_dict()
         mirror.finish(summary, exit_code)
 
 
-def _stream(batches: StepBatches) -> Iterator[StepBatch]:
-    step = 0
-    while True:
-        yield batches.of_step(step)
-        step += 1
+class _FirstStep:
+    """A hook: says that training is under way again."""
+
+    def __init__(self, link: Link) -> None:
+        self._link: Link | None = link
+
+    def after_step(self, progress: Progress, result: StepResult) -> None:
+        if self._link:
+            self._link.note({"event": "first_step", "step": progress.step})
+        self._link = None
 
 
-def _evaluate(assignment: TrainAssignment, engine: Engine, rank: int, num_workers: int) -> dict[str, dict[str, float]]:
-    """Loss and bits per character of each held-out text, by name; all ranks must call."""
-    found = {}
-    for text in assignment.held_out:
-        rows = PreparedRows.open(text.rows)
-        batches = list(evaluation_batches(rows, assignment.stage.resources.micro_batch_size, rank, num_workers))
-        nats = engine.evaluate(batches)
-        found[text.name] = {
-            "loss": nats / rows.summary.targets,
-            "bits_per_character": bits_per_character(nats, rows.characters),
-        }
-    return found
+@contextmanager
+def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbers) -> Iterator[CheckpointHook]:
+    """The hook that saves; what is on its way to the disk is there when the `with` ends."""
+    assignment, policy = run.assignment, run.assignment.checkpoint
+
+    def describe(progress: Progress, state: EngineState) -> Mapping[str, Any]:
+        return Resumed(progress, state, before, check.state()).description()
+
+    with ExitStack() as stack:
+        writer = None
+        if run.rank == 0:
+            writer = CheckpointWriter(
+                assignment.folder, assignment.origin.fingerprint, policy.keep, policy.max_failures, run.link.note
+            )
+            stack.enter_context(writer)
+        yield CheckpointHook(engine.state, writer, describe, policy.every_steps, assignment.num_steps)
 
 
 def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from orchestrator.errors import DataError
 from orchestrator.store import write_bytes
 
+METRICS_NAME = "metrics.jsonl"
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

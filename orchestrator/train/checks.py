@@ -1,6 +1,7 @@
 """It really trained: each declared tensor got a gradient and moved, each frozen one is bit for bit what it was."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -13,16 +14,33 @@ from orchestrator.train.loop import INSPECTED_STEPS, Progress
 _PREFLIGHT_TOKENS = 64
 
 
+@dataclass(frozen=True)
+class LearningState:
+    """What a check that is not over yet must know after a restart."""
+
+    updates: int
+    masters_before: dict[str, int]
+
+
 class LearningCheck:
     """A hook: after the first steps, and whenever asked, compares with what the tensors were before training.
 
     A of LoRA has no gradient while B is zero, so what did not move in the first step must have moved in the second.
     """
 
-    def __init__(self, masters: Callable[[], dict[str, int]], frozen: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self,
+        masters: Callable[[], dict[str, int]],
+        frozen: Callable[[], dict[str, int]],
+        earlier: LearningState | None = None,
+    ) -> None:
         self._masters, self._frozen = masters, frozen
-        self._masters_before, self._frozen_before = masters(), frozen()
-        self._updates = 0
+        self._masters_before, self._frozen_before = earlier.masters_before if earlier else masters(), frozen()
+        self._updates = earlier.updates if earlier else 0
+
+    def state(self) -> LearningState:
+        """For a checkpoint; once the check is over it needs no checksums."""
+        return LearningState(self._updates, self._masters_before if self._updates < INSPECTED_STEPS else {})
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
         # Updates are counted, not steps: fp16 skips its first few steps until the loss scale fits, and nothing moves.

@@ -1,11 +1,12 @@
 """What training is: batches into an engine until the schedule is spent, and hooks that are told."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.data.batches import StepBatch
-from orchestrator.engine import Engine, StepResult
+from orchestrator.data.batches import StepBatches
+from orchestrator.engine import Engine, StepResult, Wishes
+from orchestrator.train.link import Phase
 from orchestrator.train.schedule import Schedule
 
 INSPECTED_STEPS = 2
@@ -29,13 +30,28 @@ class Hook(Protocol):
     def after_step(self, progress: Progress, result: StepResult) -> None: ...
 
 
+class Pulse(Protocol):
+    """Shows that this rank is alive, and what it was asked from outside."""
+
+    def beat(self, step: int, phase: Phase) -> None: ...
+
+    def wishes(self) -> Wishes: ...
+
+
 def train(
-    engine: Engine, batches: Iterator[StepBatch], schedule: Schedule, hooks: Sequence[Hook], progress: Progress
+    engine: Engine, batches: StepBatches, schedule: Schedule, hooks: Sequence[Hook], progress: Progress, pulse: Pulse
 ) -> Progress:
-    """Trains until the schedule is spent; all ranks must call."""
+    """Trains until the schedule is spent or a rank was asked to stop; all ranks must call."""
     while not schedule.is_spent(progress.step):
-        result = engine.step(next(batches), schedule.learning_rate(progress.step), inspect=progress.step < INSPECTED_STEPS)
+        pulse.beat(progress.step, "reading its batch")
+        batch = batches.of_step(progress.step)
+        pulse.beat(progress.step, "computing")
+        learning_rate, inspect = schedule.learning_rate(progress.step), progress.step < INSPECTED_STEPS
+        result = engine.step(batch, learning_rate, progress.step, inspect, pulse.wishes())
         progress = progress.after(result.num_tokens)
+        pulse.beat(progress.step, "between steps")
         for hook in hooks:
             hook.after_step(progress, result)
+        if result.wishes.stop:
+            break
     return progress

@@ -27,6 +27,7 @@ class MetricsHook:
         seconds = now - self._since
         row = {
             "step": progress.step,
+            "time": time.time(),
             "loss": result.loss,
             "tokens": progress.tokens,
             "tokens_per_second": self._tokens / seconds,

@@ -3,9 +3,9 @@
 import pytest
 
 from orchestrator.cluster.session import Capacity
-from orchestrator.cluster.sizing import WorkerShape, check_divisible, check_precision, workers_for
+from orchestrator.cluster.sizing import Size, allowed_numbers, check_precision, workers_for
 from orchestrator.errors import RecipeError
-from orchestrator.schema import AddressCluster, Cluster, LocalCluster, TrainStage
+from orchestrator.schema import AddressCluster, Cluster, LocalCluster, TrainStage, WorkerRange
 
 LAPTOP = Capacity(cpus=4, gpus=0, nodes=1)
 SERVER = Capacity(cpus=32, gpus=8, nodes=1)
@@ -30,39 +30,41 @@ def address(cpus_per_worker: int = 1) -> AddressCluster:
     return AddressCluster(kind="address", address="auto", cpus_per_worker=cpus_per_worker)
 
 
-def problems(requested: int | None, capacity: Capacity, cluster: Cluster, **stages: TrainStage) -> tuple[str, ...]:
+def problems(
+    requested: int | WorkerRange | None, capacity: Capacity, cluster: Cluster, **stages: TrainStage
+) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         workers_for(requested, capacity, cluster, stages)
     return caught.value.problems
 
 
 @pytest.mark.parametrize(
-    ("capacity", "cluster", "shape"),
+    ("capacity", "cluster", "size"),
     [
-        (LAPTOP, LOCAL, WorkerShape(num_workers=4, gpus=0, cpus=1)),
-        (SERVER, LOCAL, WorkerShape(num_workers=8, gpus=1, cpus=4)),
-        (Capacity(cpus=2, gpus=8, nodes=1), LOCAL, WorkerShape(num_workers=2, gpus=1, cpus=1)),
-        (LAPTOP, address(cpus_per_worker=2), WorkerShape(num_workers=2, gpus=0, cpus=2)),
-        (SERVER, address(), WorkerShape(num_workers=8, gpus=1, cpus=1)),
-        (SERVER, address(cpus_per_worker=16), WorkerShape(num_workers=2, gpus=1, cpus=16)),
+        (LAPTOP, LOCAL, Size(allowed=(4,), gpus=0, cpus=1)),
+        (SERVER, LOCAL, Size(allowed=(8,), gpus=1, cpus=4)),
+        (Capacity(cpus=2, gpus=8, nodes=1), LOCAL, Size(allowed=(2,), gpus=1, cpus=1)),
+        (LAPTOP, address(cpus_per_worker=2), Size(allowed=(2,), gpus=0, cpus=2)),
+        (SERVER, address(), Size(allowed=(8,), gpus=1, cpus=1)),
+        (SERVER, address(cpus_per_worker=16), Size(allowed=(2,), gpus=1, cpus=16)),
     ],
 )
-def test_as_many_workers_as_fit_are_used(capacity: Capacity, cluster: Cluster, shape: WorkerShape) -> None:
-    assert workers_for(None, capacity, cluster, {"attention": stage(1024)}) == shape
+def test_as_many_workers_as_fit_are_used(capacity: Capacity, cluster: Cluster, size: Size) -> None:
+    assert workers_for(None, capacity, cluster, {"attention": stage(1024)}) == size
 
 
-def test_a_run_without_training_stages_has_a_shape() -> None:
-    assert workers_for(None, LAPTOP, LOCAL, {}) == WorkerShape(num_workers=4, gpus=0, cpus=1)
+def test_a_run_without_training_stages_has_a_size() -> None:
+    assert workers_for(None, LAPTOP, LOCAL, {}) == Size(allowed=(4,), gpus=0, cpus=1)
 
 
 def test_no_more_workers_are_used_than_divide_every_batch() -> None:
     stages = {"attention": stage(48, micro_batch_size=2), "instruct": stage(40, micro_batch_size=2)}
-    assert workers_for(None, SERVER, LOCAL, stages).num_workers == 4
-    assert workers_for(None, SERVER, LOCAL, {"attention": stage(4)}) == WorkerShape(num_workers=1, gpus=1, cpus=32)
+    assert workers_for(None, SERVER, LOCAL, stages).allowed == (4,)
+    assert workers_for(None, SERVER, LOCAL, {"attention": stage(4)}) == Size(allowed=(1,), gpus=1, cpus=32)
 
 
 def test_workers_that_are_asked_for_share_the_cpus() -> None:
-    assert workers_for(2, LAPTOP, LOCAL, {"attention": stage(16)}) == WorkerShape(num_workers=2, gpus=0, cpus=2)
+    assert workers_for(2, LAPTOP, LOCAL, {"attention": stage(16)}) == Size(allowed=(2,), gpus=0, cpus=2)
 
 
 def test_more_workers_than_the_cluster_can_give_are_refused_with_what_it_has() -> None:
@@ -71,6 +73,20 @@ def test_more_workers_than_the_cluster_can_give_are_refused_with_what_it_has() -
     )
     (message,) = problems(None, LAPTOP, address(cpus_per_worker=8), attention=stage(16))
     assert message.endswith("this cluster can give: 0 (0 GPUs and 4 CPUs on 1 nodes)")
+
+
+def test_a_range_leaves_the_numbers_that_divide_every_batch_and_shares_the_cpus_for_as_many_as_fit_now() -> None:
+    stages = {"attention": stage(48), "instruct": stage(24)}
+    assert workers_for(WorkerRange(fewest=1, most=8), LAPTOP, LOCAL, stages) == Size((1, 2, 3, 6), gpus=0, cpus=1)
+    assert workers_for(WorkerRange(fewest=2, most=3), SERVER, LOCAL, stages) == Size((2, 3), gpus=1, cpus=10)
+
+
+def test_a_range_of_which_no_number_divides_or_fits_is_refused() -> None:
+    assert problems(WorkerRange(fewest=5, most=7), SERVER, LOCAL, attention=stage(32)) == (
+        "stages.attention: global_batch_size 32 is not divisible by micro_batch_size 4 x 7 workers = 28",
+    )
+    (message,) = problems(WorkerRange(fewest=8, most=16), LAPTOP, LOCAL, attention=stage(64))
+    assert message == "workers: 8 are more than this cluster can give: 4 (0 GPUs and 4 CPUs on 1 nodes)"
 
 
 def test_half_precision_needs_a_gpu() -> None:
@@ -88,6 +104,6 @@ def test_every_batch_that_does_not_divide_is_named_with_its_numbers() -> None:
         "stages.attention: global_batch_size 1,000 is not divisible by micro_batch_size 4 x 3 workers = 12",
         "stages.instruct: global_batch_size 1,010 is not divisible by micro_batch_size 5 x 3 workers = 15",
     )
-    check_divisible(2, {"attention": stages["attention"]})
+    assert allowed_numbers(2, {"attention": stages["attention"]}) == (2,)
     with pytest.raises(RecipeError, match="= 12"):
-        check_divisible(3, {"attention": stages["attention"]})
+        allowed_numbers(3, {"attention": stages["attention"]})

@@ -28,11 +28,12 @@ ARTIFACT = ("adapter/adapter_model.safetensors", "adapter/nested/config.json")
 def folder(tmp_path: Path) -> Path:
     """A stage's folder as training leaves it: an artifact of two files, and work beside it."""
     folder = tmp_path / "attention-ffffffffffff"
-    for name in (*ARTIFACT, "logs/rank0.log", "wandb/run", "work/rows"):
+    for name in (*ARTIFACT, "checkpoints/step-00000005/state.json", "logs/rank0.log", "wandb/run", "work/rows"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    (folder / "metrics.jsonl").write_text("{}")
+    for name in ("ledger.jsonl", "lease.json", "metrics.jsonl"):
+        (folder / name).write_text("{}")
     return folder
 
 

@@ -77,7 +77,7 @@ class Training:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress = self.progress.after(IDS.numel())
-        self.check.after_step(self.progress, StepResult(loss.item(), 1.0, 1e-3, 1, 1, skipped, norms))
+        self.check.after_step(self.progress, StepResult(loss.item(), 1.0, 1e-3, 1, 1, skipped, gradient_norms=norms))
 
 
 def gradient_of(model: nn.Module, name: str) -> Tensor:

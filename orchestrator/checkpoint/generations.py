@@ -1,0 +1,131 @@
+"""A training stage's checkpoints on disk: each stands whole or not at all, wherever its writer dies.
+
+    checkpoints/step-00000040/            committed
+    checkpoints/.step-00000040.partial    being written
+    checkpoints/.step-00000040.replaced   stood there when the step was written anew; counts until the new one does
+    checkpoints/.step-00000040.removed    being deleted
+
+One process writes, prunes and discards at a time; any may read.
+"""
+
+import errno
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator.checkpoint.files import Checkpoint, DamagedCheckpoint, read_files, write_files
+from orchestrator.errors import StorageError
+from orchestrator.plan.checkpoints import (
+    CHECKPOINTS_NAME,
+    checkpoint_folder,
+    checkpoint_steps,
+    replaced_folder,
+    step_folders,
+)
+from orchestrator.store import sync_folder
+
+
+def write_generation(
+    stage_folder: Path, fingerprint: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> int:
+    """Commits a generation, in the place of one of the same step; returns the size of tensors and state in bytes.
+
+    Tensors are contiguous and share no memory; `state` is JSON. Raises OSError when the disk does not take it: whatever
+    was committed before stays so.
+    """
+    final = checkpoint_folder(stage_folder, step)
+    _make_folder(stage_folder)
+    # Not left for the end: what a killed process left may be what fills the disk.
+    _remove_leftovers(stage_folder)
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        partial.mkdir()
+        size = write_files(partial, fingerprint, step, tensors, state)
+        _put_in_place(partial, final, replaced_folder(stage_folder, step))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return size
+
+
+def prune(stage_folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` committed generations, and whatever a process that died left half done."""
+    assert keep > 0, "a prune that keeps nothing would lose the run"
+    _remove_leftovers(stage_folder)
+    committed = checkpoint_steps(stage_folder)
+    for step, folder in step_folders(stage_folder).items():
+        # A folder without a manifest was never a checkpoint of ours, or is none any more.
+        if step not in committed[-keep:]:
+            _remove(folder)
+
+
+def discard_after(stage_folder: Path, step: int) -> None:
+    """Removes the generations newer than `step`: that is where training goes on from, so they will not be reached again."""
+    _remove_leftovers(stage_folder)
+    for found, folder in step_folders(stage_folder).items():
+        if found > step:
+            _remove(folder)
+
+
+def newest_good(stage_folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest generation of this stage whose every byte is what was written, and what is wrong with newer ones.
+
+    Raises StorageError when one cannot be asked: that it is damaged is not known then.
+    """
+    damages = []
+    for step, folder in reversed(step_folders(stage_folder).items()):
+        try:
+            return read_files(folder, step, fingerprint), damages
+        except DamagedCheckpoint as damage:
+            damages.append(f"step {step}: {damage}")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise StorageError(f"{folder} cannot be read ({error}); see to it and run the same command again") from error
+            damages.append(f"step {step}: the disk has lost a part of it ({error})")
+    return None, damages
+
+
+def _make_folder(stage_folder: Path) -> None:
+    folder = stage_folder / CHECKPOINTS_NAME
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sync_folder(stage_folder)
+
+
+def _put_in_place(partial: Path, final: Path, replaced: Path) -> None:
+    """The commit. Between the two renames the one that is replaced counts still, under its other name."""
+    with suppress(FileNotFoundError):
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+def _remove_leftovers(stage_folder: Path) -> None:
+    """Gives a replaced generation whose successor never came its name back, and removes every other hidden folder."""
+    for step, folder in step_folders(stage_folder).items():
+        if folder == replaced_folder(stage_folder, step):
+            folder.rename(checkpoint_folder(stage_folder, step))
+    # Ours alone: a network file system keeps hidden files of its own for what is deleted while open.
+    for path in sorted((stage_folder / CHECKPOINTS_NAME).glob(".step-*")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a generation so that no half of one can be taken for a whole."""
+    removed = path.with_name(f".{path.name.strip('.').partition('.')[0]}.removed")
+    if path != removed:
+        _delete(removed)
+        path.rename(removed)
+        sync_folder(path.parent)
+    _delete(removed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Where a stage goes on: what a checkpoint says beside the engine's tensors, and how every rank learns of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from orchestrator.checkpoint.generations import discard_after, newest_good
+from orchestrator.engine import EngineState
+from orchestrator.stages.assignment import TrainAssignment
+from orchestrator.train.checks import LearningState
+from orchestrator.train.link import Link
+from orchestrator.train.loop import Progress
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The stage as it was when a checkpoint was taken."""
+
+    progress: Progress
+    state: EngineState | None
+    """On rank 0 only, which hands it to the others parameter by parameter."""
+    held_out: dict[str, dict[str, float]]
+    """Measured before the stage learned anything."""
+    learning: LearningState
+
+    def description(self) -> Mapping[str, Any]:
+        """All but the tensors, as JSON values."""
+        assert self.state
+        return {
+            "progress": asdict(self.progress),
+            "numbers": self.state.numbers,
+            "held_out": self.held_out,
+            "learning": asdict(self.learning),
+        }
+
+
+def resume(assignment: TrainAssignment, link: Link, rank: int) -> Resumed | None:
+    """The newest good checkpoint, None when there is none; all ranks must call.
+
+    Rank 0 alone reads it, so that all ranks agree even where their views of the storage differ for a moment.
+    """
+    tensors, description = _read(assignment, link) if rank == 0 else (None, None)
+    box = [description]
+    dist.broadcast_object_list(box, src=0)
+    description = box[0]
+    if description is None:
+        return None
+    state = EngineState(tensors, description["numbers"]) if tensors is not None else None
+    progress = Progress(**description["progress"])
+    return Resumed(progress, state, description["held_out"], LearningState(**description["learning"]))
+
+
+def _read(assignment: TrainAssignment, link: Link) -> tuple[dict[str, Any] | None, Mapping[str, Any] | None]:
+    found, damaged = newest_good(assignment.folder, assignment.origin.fingerprint)
+    for what in damaged:
+        link.note({"event": "damaged", "what": what})
+    discard_after(assignment.folder, found.step if found else 0)
+    if found is None:
+        return None, None
+    link.note({"event": "resumed", "step": found.step})
+    return found.tensors, found.state

@@ -1,0 +1,33 @@
+"""For tests of what may happen to a run: a small stage, a run of it that nothing happened to, copies of what is before."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.store import sha256_file
+from tests.faults.running import WORDS, Undisturbed, running
+from tests.integration.command import run_command
+
+
+@pytest.fixture(scope="session")
+def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `runs` holds the stage before, done."""
+    folder = tmp_path_factory.mktemp("prepared")
+    completed = run_command(["stage=0", "tracking=none"], folder)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(prepared_root: Path, tmp_path: Path) -> Path:
+    """A copy of that for a test to do its worst in."""
+    shutil.copytree(prepared_root / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("embeddings-*"))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prepared_root: Path) -> Undisturbed:
+    with running(WORDS, prepared_root) as command:
+        assert command.wait() == 0, command.output
+        return Undisturbed(command.losses(), sha256_file(command.stage / "adapter" / "adapter_model.safetensors"))
