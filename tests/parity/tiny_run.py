@@ -1,7 +1,7 @@
 """A few steps of the engine on a tiny LLaMA and real rows, as the parity tests compare them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ ADAPTATION = Adaptation(
     trained_modules=("embed_tokens", "lm_head"),
 )
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 Curve = list[tuple[float, float]]
 """Loss and gradient norm of each step."""
 
@@ -47,6 +47,9 @@ class TinyRun:
     global_batch_size: int = 8
     micro_batch_size: int = 2
     zero: Literal[0, 1, 2, 3] = 2
+    dropout: float = 0.0
+    seed: int = 0
+    """Of dropout."""
 
     def batches(self, rank: int, num_workers: int) -> StepBatches:
         rows = PreparedRows.open(self.rows)
@@ -54,10 +57,10 @@ class TinyRun:
         return StepBatches(rows, order, self.micro_batch_size, rank, num_workers)
 
 
-def tiny_model(base: Path, precision: Precision) -> PreTrainedModel:
+def tiny_model(base: Path, precision: Precision, dropout: float = 0.0) -> PreTrainedModel:
     """The same start for everyone, with an earlier stage's factors that are no longer zero."""
     model = load_model(base, precision)
-    attach(model, ADAPTATION, seed=3)
+    attach(model, replace(ADAPTATION, dropout=dropout), seed=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,22 +69,27 @@ def tiny_model(base: Path, precision: Precision) -> PreTrainedModel:
     return model
 
 
-def engine_curves(runs: Sequence[TinyRun]) -> list[Curve]:
-    """Loss and gradient norm of each step of each run; all ranks call it."""
-    return [_curve(run) for run in runs]
-
-
-def _curve(run: TinyRun) -> Curve:
-    num_workers = dist.get_world_size()
+def tiny_engine(run: TinyRun) -> Engine:
+    """The engine of a run, before its first step; all ranks call it."""
     settings = EngineSettings(
         zero=run.zero,
         precision=run.precision,
         micro_batch_size=run.micro_batch_size,
-        accumulation=run.global_batch_size // (run.micro_batch_size * num_workers),
+        accumulation=run.global_batch_size // (run.micro_batch_size * dist.get_world_size()),
         weight_decay=WEIGHT_DECAY,
         max_gradient_norm=MAX_GRADIENT_NORM,
+        seed=run.seed,
     )
-    batches = run.batches(dist.get_rank(), num_workers)
-    engine = Engine(SummedLoss(tiny_model(run.base, run.precision)), settings)
-    results = [engine.step(batches.of_step(step), LEARNING_RATE, inspect=step < 2) for step in range(STEPS)]
+    return Engine(SummedLoss(tiny_model(run.base, run.precision, run.dropout)), settings)
+
+
+def take_steps(engine: Engine, run: TinyRun, first: int, last: int) -> Curve:
+    """Loss and gradient norm of each step from `first` to before `last`; all ranks call it."""
+    batches = run.batches(dist.get_rank(), dist.get_world_size())
+    results = [engine.step(batches.of_step(step), LEARNING_RATE, step, inspect=step < 2) for step in range(first, last)]
     return [(result.loss, result.gradient_norm) for result in results]
+
+
+def engine_curves(runs: Sequence[TinyRun]) -> list[Curve]:
+    """Loss and gradient norm of each step of each run; all ranks call it."""
+    return [take_steps(tiny_engine(run), run, 0, STEPS) for run in runs]
