@@ -7,13 +7,21 @@ ARGS ?= recipe=chinese_llama stage=2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: run test lint format setup clean
+.PHONY: run test soak bench lint format setup clean
 
 run: setup
 	$(BIN)/python launch/run.py $(ARGS)
 
 test: setup lint
 	$(BIN)/python -m pytest
+
+# Fifty kills of a run of two hundred steps; a quarter of an hour.
+soak: setup
+	$(BIN)/python -m pytest -m soak tests/soak
+
+# What checkpoints cost, and how soon training goes on after a fault.
+bench: setup
+	$(BIN)/python -m tests.bench.checkpoint_overhead
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,7 +26,8 @@ def run(words: Sequence[str]) -> None:
     try:
         recipe = compose(words)
         if recipe.supervise:
-            sys.exit(supervise(words, recipe.recovery.max_failures))
+            command = [sys.executable, __file__, *words, "supervise=false"]
+            sys.exit(supervise(command, recipe.recovery.max_failures))
         run_pipeline(recipe, console, shlex.join(["python", "launch/run.py", *words]))
     except Interrupted as error:
         console.fail(str(error))

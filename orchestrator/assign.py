@@ -12,8 +12,10 @@ from orchestrator.data.prepare import Preparation
 from orchestrator.plan.adaptation import adaptations
 from orchestrator.plan.inputs import Inputs
 from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.run_root import RunRoot
 from orchestrator.schema import RandomBase, Recipe, TrainStage, VocabularyStage
 from orchestrator.stages.assignment import ExportAssignment, HeldOut, TrainAssignment
+from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
 
 
@@ -24,9 +26,16 @@ class Sources:
     base: Path
     tokenizer: Path
     parent_adapter: Path | None
+    exchange: Exchange
+    """How it comes to where the stage runs."""
 
 
-def sources_of(inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
+def exchange_of(root: RunRoot, plan: Plan, planned: PlannedStage) -> Exchange:
+    """A stage is made from its parents' folders, and leaves its own."""
+    return Exchange.of(root, planned.folder.name, [plan.named(parent).folder.name for parent in planned.parents])
+
+
+def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
     """Base and tokenizer of the vocabulary stage, or the user's own, and the adapter of the training stage before."""
     vocabulary = plan.parent(planned, VocabularyStage)
     trained = plan.parent(planned, TrainStage)
@@ -35,7 +44,8 @@ def sources_of(inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
     else:
         assert not isinstance(inputs.base, RandomBase)
         base = tokenizer = inputs.base
-    return Sources(base, tokenizer, trained.folder / "adapter" if trained else None)
+    adapter = trained.folder / "adapter" if trained else None
+    return Sources(base, tokenizer, adapter, exchange_of(root, plan, planned))
 
 
 def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Preparation:
@@ -100,12 +110,12 @@ def training(
         bad_steps=recipe.recovery.bad_steps,
         tracking=recipe.tracking,
         run=_run_description(recipe, planned),
+        exchange=sources.exchange.with_data((rows[0], *(text.rows for text in held_out))),
     )
 
 
-def exporting(recipe: Recipe, inputs: Inputs, plan: Plan, planned: PlannedStage) -> ExportAssignment:
+def exporting(recipe: Recipe, sources: Sources, plan: Plan, planned: PlannedStage) -> ExportAssignment:
     """The assignment of an export stage: the last training stage's adapter."""
-    sources = sources_of(inputs, plan, planned)
     trained = plan.parent(planned, TrainStage)
     assert trained
     assert sources.parent_adapter

@@ -29,11 +29,19 @@ from orchestrator.schema.paths import allowed_keys, recipe_path
 RECIPES_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 CONFIG_NAME = "config"
 _WORD = re.compile(r"~.|\+{0,2}[^=+~]+=")
+_URL = re.compile(r"(\w+://)[^\s'\"]*")
 _PLAIN_TYPES = {"tuple_type": "list", "model_type": "mapping", "model_attributes_type": "mapping", "dict_type": "mapping"}
 
 
 def compose(overrides: Sequence[str], folder: Path = RECIPES_FOLDER) -> Recipe:
     """The recipe that these words describe; RecipeError lists everything that is wrong with them."""
+    try:
+        return _compose(overrides, folder)
+    except RecipeError as error:
+        raise RecipeError(_without_credentials(problem) for problem in error.problems) from error.__cause__
+
+
+def _compose(overrides: Sequence[str], folder: Path) -> Recipe:
     if strangers := [word for word in overrides if not _WORD.match(word)]:
         raise RecipeError(f"{word}: sets nothing; write key=value, such as stage=2" for word in strangers)
     words = [_forced(word, folder) for word in overrides]
@@ -190,6 +198,11 @@ def _suggest(given: str, options: Sequence[str]) -> str:
 def _did_you_mean(given: str, options: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, options, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _without_credentials(text: str) -> str:
+    """A URL may carry a password or a token, and a message ends in logs."""
+    return _URL.sub(lambda match: f"{match[1]}…" if {"@", "?"} & set(match[0]) else match[0], text)
 
 
 def _short(value: object) -> str:

@@ -29,6 +29,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
+"""A name without a folder in it. transformers would unpickle a file that is called anything else."""
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,36 @@ def base_model_folder(base_model: str) -> Path:
     if not folder.is_dir():
         folder = _fetch_from_hub(base_model)
     folder = folder.resolve()
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"base_model: {folder} has no config.json; give a folder in Hugging Face format")
-    if not weight_files(folder):
-        raise ModelError(f"base_model: {folder} has no *.safetensors; convert the weights to safetensors first")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(
-            f"base_model: {folder} has no tokenizer; put its tokenizer.json or tokenizer.model beside the weights"
-        )
-    _check_vocabulary(folder)
+    try:
+        _check_complete(folder)
+        _check_vocabulary(folder)
+    except ModelError as error:
+        raise ModelError(f"base_model: {error}") from error
     return folder
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.glob("*.safetensors")))
+    """The files that transformers takes a model's weights from: model.safetensors, or those that the index lists.
+
+    None where there is neither. ModelError where the index names anything but safetensors files of this folder.
+    """
+    if (folder / _WEIGHTS).is_file():
+        return (_WEIGHTS,)
+    index = folder / _INDEX
+    if not index.is_file():
+        return ()
+    weight_map = json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map, which says in which file each tensor lies; fetch the model again")
+    for name in weight_map.values():
+        # Files are read under these names, and written under them when the model is resized.
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise ModelError(
+                f"{index} names {name!r}, which is no safetensors file of its own folder; do not use this model"
+            )
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}, which its {_INDEX} lists; fetch the model again")
+    return tuple(sorted(set(weight_map.values())))
 
 
 def base_model_hash(folder: Path) -> str:
@@ -84,37 +105,22 @@ def base_model_hash(folder: Path) -> str:
     return sha256_value(sha256_folder(folder, ("config.json", *weight_files(folder))))
 
 
-def _check_vocabulary(folder: Path) -> None:
-    """ModelError where the base model has fewer rows than its tokenizer has tokens; such ids would be out of range."""
-    path = folder / "tokenizer.json"
-    rows = _json_of(folder / "config.json").get("vocab_size")
-    if rows is None or not path.is_file():
-        return
-    tokenizer = _json_of(path)
-    vocabulary = tokenizer["model"]["vocab"]
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    tokens = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))]) + 1
-    if rows < tokens:
-        raise ModelError(
-            f"base_model: {folder} has {rows:,} rows in its embedding (vocab_size in config.json), but its tokenizer "
-            f"has {tokens:,} tokens; use the tokenizer that the model was trained with"
-        )
-
-
-def _json_of(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file of a model says; ModelError where it is no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"base_model: {path} is not JSON ({error}); fetch the model again") from error
+        raise ModelError(f"{path} is not JSON ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object; fetch the model again")
+    return value
 
 
 def linear_layer_names(folder: Path) -> tuple[str, ...]:
     """Last names of the matrices inside a base model's blocks, read from the headers of its files alone."""
     names: set[str] = set()
     for name in weight_files(folder):
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for key, tensor in header.items():
+        for key, tensor in _safetensors_header(folder / name).items():
             if key != "__metadata__" and len(tensor["shape"]) == 2 and re.search(r"\.\d+\.", key):
                 names.add(key.removesuffix(".weight").rsplit(".", 1)[-1])
     return tuple(sorted(names))
@@ -126,6 +132,59 @@ def tokenizer_hash(folder: Path) -> str:
     if not present:
         raise ModelError(f"{folder} has no tokenizer files; expected one of {', '.join(TOKENIZER_FILES)}")
     return sha256_value(sha256_folder(folder, present))
+
+
+def _check_complete(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; give a folder in Hugging Face format")
+    if not weight_files(folder):
+        raise ModelError(f"{folder} has no {_WEIGHTS} and no {_INDEX}; {_instead_of_weights(folder)}")
+    for name in weight_files(folder):
+        _safetensors_header(folder / name)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{folder} has no tokenizer; put its tokenizer.json or tokenizer.model beside the weights")
+
+
+def _instead_of_weights(folder: Path) -> str:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    if not pickled:
+        return "give a model whose weights are safetensors, as transformers saves them"
+    return (
+        f"its weights are pickled ({', '.join(pickled)}), and loading a pickle can run any code that was put into it: "
+        "take the model in safetensors, or convert it where it can do no harm (save_pretrained of transformers does)"
+    )
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """ModelError where the base model has fewer rows than its tokenizer has tokens; such ids would be out of range."""
+    path = folder / "tokenizer.json"
+    rows = json_object(folder / "config.json").get("vocab_size")
+    if rows is None or not path.is_file():
+        return
+    tokenizer = json_object(path)
+    vocabulary = tokenizer["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    tokens = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))]) + 1
+    if rows < tokens:
+        raise ModelError(
+            f"{folder} has {rows:,} rows in its embedding (vocab_size in config.json), but its tokenizer "
+            f"has {tokens:,} tokens; use the tokenizer that the model was trained with"
+        )
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Shapes and dtypes by tensor; ModelError where the file is none of safetensors, whatever it is called."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        # Another file's first bytes say any number; the library itself refuses larger headers.
+        content = file.read(size) if size <= _MAX_HEADER_BYTES else b""
+    try:
+        header = json.loads(content)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} is no safetensors file, whatever its name says; fetch the model again")
+    return header
 
 
 def _files_of(field: str, source: str) -> list[DataFile]:

@@ -1,6 +1,7 @@
 """For tests of what may happen to a run: a small stage, a run of it that nothing happened to, copies of what is before."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,22 @@ import pytest
 from orchestrator.store import sha256_file
 from tests.faults.running import WORDS, Undisturbed, running
 from tests.integration.command import run_command
+
+Measure = Callable[[str, float], None]
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Measure:
+    """Notes how many seconds something took; all of it is shown at the end of the run."""
+    figures = request.config.stash.setdefault(_FIGURES, [])
+    return lambda what, seconds: figures.append(f"{seconds:6.1f} s  {what}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if figures := config.stash.get(_FIGURES, []):
+        terminalreporter.section("measured")
+        terminalreporter.write("\n".join(figures) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -10,19 +10,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "launch": 9,
-    **dict.fromkeys(("pipeline", "assign"), 8),
+    **dict.fromkeys(("pipeline", "stage_run", "publishing", "assign"), 8),
     **dict.fromkeys(("cluster", "rayjob"), 7),
     "stages": 6,
     "train": 5,
     **dict.fromkeys(("engine", "checkpoint"), 4),
     **dict.fromkeys(("model", "vocabulary", "data", "tracking", "report"), 3),
-    **dict.fromkeys(("compose", "plan"), 2),
-    **dict.fromkeys(("schema", "store", "errors", "contents", "environment", "lease", "run_root"), 1),
+    **dict.fromkeys(("compose", "plan", "lease"), 2),
+    **dict.fromkeys(("schema", "store", "errors", "contents", "environment", "run_root", "remote"), 1),
 }
 HOMES = {
     "hydra": ("orchestrator/compose.py", "launch/"),
     "omegaconf": ("orchestrator/compose.py", "launch/"),
-    "deepspeed": ("orchestrator/engine.py",),
+    "deepspeed": ("orchestrator/engine/engine.py",),
     "ray": ("orchestrator/cluster/", "orchestrator/data/"),
     "wandb": ("orchestrator/tracking/",),
     "peft": ("orchestrator/model/adapters.py",),

@@ -10,7 +10,7 @@ One process writes, prunes and discards at a time; any may read.
 
 import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,19 @@ def discard_after(stage_folder: Path, step: int) -> None:
             _remove(folder)
 
 
-def newest_good(stage_folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+def newest_good(
+    stage_folder: Path, fingerprint: str, fetch: Callable[[int], None] | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest generation of this stage whose every byte is what was written, and what is wrong with newer ones.
 
-    Raises StorageError when one cannot be asked: that it is damaged is not known then.
+    `fetch` brings the files of a step's generation here, or raises DamagedCheckpoint where there are none to bring. Raises
+    StorageError when one cannot be asked: that it is damaged is not known then.
     """
     damages = []
     for step, folder in reversed(step_folders(stage_folder).items()):
         try:
+            if fetch:
+                fetch(step)
             return read_files(folder, step, fingerprint), damages
         except DamagedCheckpoint as damage:
             damages.append(f"step {step}: {damage}")

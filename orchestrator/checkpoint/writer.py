@@ -1,4 +1,4 @@
-"""Writes a stage's checkpoints beside the training: one at a time, and a few failures do not stop it."""
+"""Writes a stage's checkpoints beside the training, and publishes them: one at a time, and a few failures do not stop it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,8 +9,10 @@ from typing import Any, Self
 from torch import Tensor
 
 from orchestrator.checkpoint.generations import discard_after, prune, write_generation
+from orchestrator.checkpoint.stored import StoredCheckpoints
 from orchestrator.errors import StorageError
 from orchestrator.plan.checkpoints import CHECKPOINTS_NAME
+from orchestrator.run_root import RunRoot
 
 
 class CheckpointWriter:
@@ -23,16 +25,20 @@ class CheckpointWriter:
         keep: int,
         max_failures: int,
         report: Callable[[Mapping[str, Any]], None],
+        root: RunRoot | None = None,
     ) -> None:
         """`keep` generations stay; `max_failures` writes in a row may fail. `report` is called from this thread and from
         the writing one, with an "event" and its "step": checkpoint ("bytes", "seconds"), checkpoint_skipped ("reason"),
         checkpoint_failed ("error") and checkpoint_cleanup_failed ("error").
+
+        Where the store of `root` does not take one, it counts as failed, stays on the disk, and is published with the next.
         """
         self._stage_folder = stage_folder
         self._fingerprint = fingerprint
         self._keep = keep
         self._max_failures = max_failures
         self._report = report
+        self._stored = StoredCheckpoints(root or RunRoot(stage_folder.parent), stage_folder)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._failures = 0
@@ -80,8 +86,9 @@ class CheckpointWriter:
             self._writing = None
             writing.result()
         if self._failures >= self._max_failures:
+            folder = self._stored.root.inside(self._stage_folder / CHECKPOINTS_NAME)
             raise StorageError(
-                f"{self._stage_folder / CHECKPOINTS_NAME}: {self._failures} checkpoints in a row could not be written "
+                f"{self._stored.root.where(folder)}: {self._failures} checkpoints in a row could not be written "
                 f"({self._last_failure}); make room there, or let this user write there, and run the same command again: "
                 "it goes on from the newest checkpoint that is whole"
             )
@@ -89,8 +96,10 @@ class CheckpointWriter:
     def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         started = time.perf_counter()
         try:
-            size = write_generation(self._stage_folder, self._fingerprint, step, tensors, state)
-        except OSError as error:
+            with self._stored.committing():
+                size = write_generation(self._stage_folder, self._fingerprint, step, tensors, state)
+                self._stored.publish(step, self._keep)
+        except (OSError, StorageError) as error:
             self._failures += 1
             # As text: the error itself would hold on to the frames, and they to the tensors.
             self._last_failure = f"step {step}: {error}"
@@ -103,8 +112,9 @@ class CheckpointWriter:
 
     def _tidy(self, step: int) -> None:
         try:
-            # A damaged one further on must not count among those that are kept.
-            discard_after(self._stage_folder, step)
-            prune(self._stage_folder, self._keep)
-        except OSError as error:
+            with self._stored.removing():
+                # A damaged one further on must not count among those that are kept.
+                discard_after(self._stage_folder, step)
+                prune(self._stage_folder, self._keep)
+        except (OSError, StorageError) as error:
             self._report({"event": "checkpoint_cleanup_failed", "step": step, "error": str(error)})

@@ -1,7 +1,8 @@
-"""One attempt at a stage: a process for each rank, watched until all have finished, one has failed, or they were asked to stop."""
+"""One attempt at a stage: a process for each rank, watched until all have finished or left, or one of them has failed."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,11 @@ def run_attempt(work: Work, members: Sequence[Member], watch: Watch) -> Ended | 
     """Starts the ranks and returns when none of them runs any more."""
     attempt = _Attempt(work, members, watch)
     try:
-        return attempt.run()
+        outcome = attempt.run()
     finally:
         attempt.kill()
+    attempt.hear_last_words()
+    return outcome
 
 
 class _Attempt:
@@ -89,20 +92,34 @@ class _Attempt:
         killed = [member.actor.kill.remote() for member in self._members]
         ray.wait(killed, num_returns=len(killed), timeout=_REPORT_SECONDS * 10)
 
+    def hear_last_words(self) -> None:
+        """Of ranks that were killed: a checkpoint may have come to its end meanwhile."""
+        if not self._asked:
+            return
+        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_REPORT_SECONDS)
+        for ref in ready:
+            # A worker that is lost says nothing.
+            with suppress(ray.exceptions.RayError):
+                self._take(self._asked[ref], ray.get(ref))
+
     def _start(self) -> None:
         """Rank 0 first: it opens the place where the others meet."""
-        first, *others = range(len(self._members))
-        try:
-            port = ray.get(self._members[first].actor.start.remote(self._job(first, None)), timeout=_START_SECONDS)
-            meeting = (self._places[first].node, port)
-            ray.get(
-                [self._members[rank].actor.start.remote(self._job(rank, meeting)) for rank in others], timeout=_START_SECONDS
-            )
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            self._failures.append(self._lost_one(error))
-            return
-        for rank in (first, *others):
+        port = self._start_ranks([0], None)
+        if port is not None:
+            self._start_ranks(range(1, len(self._members)), (self._places[0].node, port))
+
+    def _start_ranks(self, ranks: Sequence[int], meeting: tuple[str, int] | None) -> int | None:
+        """The port of the meeting place, if one of these ranks opens it."""
+        starting = {rank: self._members[rank].actor.start.remote(self._job(rank, meeting)) for rank in ranks}
+        port = None
+        for rank, ref in starting.items():
+            try:
+                port = ray.get(ref, timeout=_START_SECONDS)
+            except ray.exceptions.RayError as error:
+                self._failures.append(self._not_started(rank, error))
+                return None
             self._ask(rank)
+        return port
 
     def _job(self, rank: int, meeting: tuple[str, int] | None) -> Job:
         member = self._members[rank]
@@ -131,13 +148,16 @@ class _Attempt:
             except ray.exceptions.RayError as error:
                 self._failures.append(self._lost(rank, error))
                 continue
-            self._reports[rank] = report
-            for event in report.notes:
-                self._watch.note(event)
+            self._take(rank, report)
             if report.ending is None:
                 self._ask(rank)
             elif not isinstance(report.ending, Finished):
                 self._failures.append(self._failure(rank, report.ending))
+
+    def _take(self, rank: int, report: Report) -> None:
+        self._reports[rank] = report
+        for event in report.notes:
+            self._watch.note(event)
 
     def _all_ended(self) -> bool:
         return not self._asked
@@ -147,7 +167,13 @@ class _Attempt:
         if isinstance(ending, Died):
             return Failure("worker_lost", rank, node, self._step(), str(ending))
         cause = "out_of_memory" if ending.kind == "out_of_memory" else "error"
-        return Failure(cause, rank, node, self._step(), f"failed: {ending.message}", ending.traceback, ending.error)
+        message = f"failed: {ending.message}"
+        return Failure(cause, rank, node, self._step(), message, ending.traceback, ending.error, ending.at)
+
+    def _not_started(self, rank: int, error: BaseException) -> Failure:
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return Failure("error", rank, self._places[rank].node, 0, "could not start", str(error.cause))
+        return self._lost(rank, error)
 
     def _lost(self, rank: int, error: BaseException) -> Failure:
         member = self._members[rank]
@@ -155,22 +181,15 @@ class _Attempt:
             return Failure("worker_lost", rank, member.address, self._step(), "lost its worker", str(error))
         return Failure("node_lost", rank, member.address, self._step(), "is gone with its node")
 
-    def _lost_one(self, error: BaseException) -> Failure:
-        """When a call to several workers failed: names the first on a dead node, or rank 0."""
-        dead = [rank for rank, member in enumerate(self._members) if not answers(member.node)]
-        return self._lost(dead[0] if dead else 0, error)
-
     def _look_for_hang(self) -> None:
-        silent = [rank for rank, report in self._reports.items() if report.silent_seconds > self._watch.hang_seconds]
-        waiting = set(self._asked.values())
-        if self._failures or not any(rank in waiting for rank in silent):
+        running = {rank: self._reports[rank] for rank in self._asked.values() if rank in self._reports}
+        if self._failures or not any(report.silent_seconds > self._watch.hang_seconds for report in running.values()):
             return
-        rank = hanging_rank(self._reports)
+        rank = hanging_rank(running)
         report, place = self._reports[rank], self._places[rank]
         how = "was stopped (SIGSTOP)" if report.stopped else f"hangs in {report.beat.phase}"
         message = f"{how} after step {report.beat.step}: no progress for {report.silent_seconds:.0f} seconds"
         self._failures.append(Failure("hang", rank, place.node, self._step(), message, self._stack(rank)))
-        self._asked.clear()
 
     def _stack(self, rank: int) -> str:
         try:

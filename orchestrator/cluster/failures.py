@@ -1,6 +1,7 @@
 """What went wrong, and what follows from it: errors as they were raised, and whether another try may help."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ray.exceptions import RayTaskError
@@ -25,14 +26,16 @@ class Failure:
     """A traceback or the stacks of a hanging process."""
     error: OrchestratorError | None = None
     """Ours, which names what the user should change: another try would end the same way."""
+    at: float = field(default_factory=time.time)
+    """When, in seconds since the epoch."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.node} {self.message}"
 
 
 def first_cause(failures: list[Failure]) -> Failure:
-    """The failure that the others follow from: a lost rank makes its neighbours' connections fail."""
-    return min(failures, key=lambda failure: (failure.error is None, _RANKING.index(failure.cause), failure.rank))
+    """The failure that the others follow from: a rank that is lost or fails makes its neighbours' connections fail."""
+    return min(failures, key=lambda failure: (failure.error is None, _RANKING.index(failure.cause), failure.at))
 
 
 def explains(failures: list[Failure]) -> bool:

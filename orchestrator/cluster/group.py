@@ -2,16 +2,17 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.cluster.nodes import leaving_nodes, room
+from orchestrator.cluster.nodes import answers, leaving_nodes, room
 from orchestrator.cluster.sizing import Size
 from orchestrator.cluster.worker import Worker
 from orchestrator.errors import ClusterError
@@ -85,10 +86,8 @@ class WorkerGroup:
 
     def _fitting(self) -> int:
         """The most workers that there is room for, of the numbers allowed; 0 where not even the fewest fit."""
-        own: dict[str, int] = {}
-        for member in self._members:
-            if member:
-                own[member.node] = own.get(member.node, 0) + 1
+        # What is reserved for workers that are still on their way is ours, too.
+        own = Counter(placement_group_table(self._group)["bundles_to_node_id"].values()) if self._group else {}
         places = room(self._size.bundle, own)
         return max((number for number in self._size.allowed if number <= places), default=0)
 
@@ -124,7 +123,7 @@ class WorkerGroup:
             self._members = [None] * number
         if self._group and not self._repaired():
             # Room that another program took meanwhile.
-            if self._fitting() not in (0, len(self._members)):
+            if self._is_too_large():
                 self.close()
             return False
         return self._group is not None
@@ -150,7 +149,11 @@ class WorkerGroup:
 
     def _cannot_repair(self, waited: float) -> bool:
         """Whether to place anew, with fewer workers: nothing is left for those that are lost, and fewer are allowed."""
-        return waited > _SETTLE_SECONDS and 0 < self._fitting() < len(self._members)
+        return waited > _SETTLE_SECONDS and self._is_too_large()
+
+    def _is_too_large(self) -> bool:
+        """Whether there is room, but for fewer workers."""
+        return 0 < self._fitting() < len(self._members)
 
     def _start(self, index: int) -> Any:
         assert self._group
@@ -165,6 +168,8 @@ class WorkerGroup:
         return ray.remote(Worker).options(**options).remote(list(self._preloaded))
 
     def _forget_lost(self) -> None:
+        gone = {node for node in {member.node for member in self._members if member} if not answers(node)}
+        self._members = [None if member and member.node in gone else member for member in self._members]
         asked = {index: member.actor.introduction.remote() for index, member in enumerate(self._members) if member}
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_SECONDS)
@@ -175,10 +180,13 @@ class WorkerGroup:
 
 
 def _introduced(actor: Any, ref: ray.ObjectRef) -> Member | None:
-    """The worker as it describes itself; None for one that is lost."""
+    """The worker as it describes itself; None for one that is lost. ClusterError when it cannot start at all."""
     try:
         node, address, gpus = ray.get(ref, timeout=0)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+            # Where this code is not installed, for one; another would end the same way.
+            raise ClusterError(f"a worker could not start: {error}") from error
         ray.kill(actor)
         return None
     return Member(actor, node, address, gpus)

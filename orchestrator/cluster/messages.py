@@ -28,7 +28,7 @@ class Job:
     """What one rank is to do."""
 
     body: Callable[[Any, Link], Any]
-    """Gets `assignment` and its link, with torch.distributed up."""
+    """Gets `assignment` and its link, with torch.distributed up; what it returns is pickled."""
     assignment: Any
     place: Place
     backend: Literal["nccl", "gloo"]
@@ -78,6 +78,8 @@ class Raised:
     message: str
     traceback: str
     error: OrchestratorError | None
+    at: float
+    """When, in seconds since the epoch: other ranks' errors may follow from it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Died:
     exit_code: int | None
 
     def __str__(self) -> str:
+        if self.signal is None and self.exit_code is None:
+            return "left, nobody knows how"
         return f"was killed by signal {self.signal}" if self.signal else f"exited with {self.exit_code}"
 
 

@@ -5,10 +5,13 @@ import faulthandler
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,14 +31,11 @@ def run_rank(connection: Connection) -> NoReturn:
     """Reads its job from the connection, does it and ends the process."""
     # A process that hangs in a kernel or was stopped notices no closed socket; the kernel ends it with the forkserver.
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    job: Job = connection.recv()
-    _redirect_output(job.log)
     link = _ConnectionLink(connection)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: link.ask_to_stop())
-    threading.Thread(target=link.listen, daemon=True).start()
-    link.send(_outcome(job, link))
-    sys.stderr.flush()
+    outcome = _outcome(connection, link)
+    # A worker that is gone is told nothing.
+    with suppress(ConnectionError):
+        link.send(outcome)
     # Threads and vendors' exit handlers have nothing to say any more, and some of them wait for other ranks.
     os._exit(0)
 
@@ -46,7 +46,8 @@ class _ConnectionLink:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        # Not an Event, whose lock a signal handler would wait for when it interrupts another one.
+        self._is_asked_to_stop = False
 
     def beat(self, step: int, phase: Phase) -> None:
         self.send(Beat(step, phase))
@@ -55,10 +56,10 @@ class _ConnectionLink:
         self.send(Note(dict(event)))
 
     def should_stop(self) -> bool:
-        return self._stop.is_set()
+        return self._is_asked_to_stop
 
     def ask_to_stop(self) -> None:
-        self._stop.set()
+        self._is_asked_to_stop = True
 
     def send(self, message: object) -> None:
         with self._lock:
@@ -74,22 +75,27 @@ class _ConnectionLink:
             os._exit(1)
 
 
-def _outcome(job: Job, link: _ConnectionLink) -> Finished | Raised:
+def _outcome(connection: Connection, link: _ConnectionLink) -> Finished | Raised:
     try:
+        job: Job = connection.recv()
+        _redirect_output(job.log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: link.ask_to_stop())
+        threading.Thread(target=link.listen, daemon=True).start()
         _meet(job, link)
-        return Finished(job.body(job.assignment, link))
-    # Whatever it is, the driver decides what follows from it.
-    except Exception as error:  # noqa: BLE001
+        return Finished(_picklable(job.body(job.assignment, link)))
+    # Whatever it is, a sys.exit() too, the driver decides what follows from it.
+    except BaseException as error:  # noqa: BLE001
         traceback.print_exc()
         return _raised(error)
 
 
-def _raised(error: Exception) -> Raised:
-    text = "".join(traceback.format_exception(error))
-    message = f"{type(error).__name__}: {error}"
+def _raised(error: BaseException) -> Raised:
+    text, now = "".join(traceback.format_exception(error)), time.time()
     if isinstance(error, OrchestratorError):
-        return Raised("ours", str(error), text, _picklable(error))
-    return Raised("out_of_memory" if is_out_of_memory(error) else "other", message, text, None)
+        return Raised("ours", str(error), text, error, now)
+    kind = "out_of_memory" if is_out_of_memory(error) else "other"
+    return Raised(kind, f"{type(error).__name__}: {error}", text, None, now)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -101,11 +107,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _picklable(error: OrchestratorError) -> OrchestratorError:
-    """Without its causes, which may be anything."""
-    copy = pickle.loads(pickle.dumps(error))
-    copy.__cause__ = copy.__context__ = copy.__traceback__ = None
-    return copy
+def _picklable(result: Any) -> Any:
+    """The result, once it is sure that it arrives; raises here, where the log shows it, what its pickling raises."""
+    pickle.loads(pickle.dumps(result))
+    return result
 
 
 def _meet(job: Job, link: _ConnectionLink) -> None:
@@ -120,9 +125,16 @@ def _meet(job: Job, link: _ConnectionLink) -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     timeout = timedelta(seconds=COLLECTIVE_SECONDS)
     host, port = job.meeting or (place.node, 0)
-    store = dist.TCPStore(host, port, place.num_workers, place.rank == 0, timeout, wait_for_workers=False)
+    listening = None
     if job.meeting is None:
-        link.send(Listening(store.port))
+        # By itself torch would listen on every address of the machine.
+        with socket.create_server((host, 0)) as server:
+            port, listening = server.getsockname()[1], server.detach()
+    store = dist.TCPStore(
+        host, port, place.num_workers, place.rank == 0, timeout, wait_for_workers=False, master_listen_fd=listening
+    )
+    if job.meeting is None:
+        link.send(Listening(port))
     os.environ |= {
         "RANK": str(place.rank),
         "LOCAL_RANK": str(place.local_rank),

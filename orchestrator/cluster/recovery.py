@@ -1,9 +1,9 @@
-"""A training stage through whatever happens to its workers: attempt after attempt, until it is done or another would not help."""
+"""A training stage, whatever happens to its workers: attempt after attempt, until it is done or another would not help."""
 
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from orchestrator.cluster.attempt import Ended, Watch, Work, run_attempt
 from orchestrator.cluster.failures import Failure
@@ -46,7 +46,6 @@ class _Attempts:
             members = self._group.members(self._interrupts.is_asked)
             if members is None:
                 self._stop("before it started")
-                continue
             outcome = self._attempt(members)
             if isinstance(outcome, Failure):
                 self._survive(outcome)
@@ -95,15 +94,17 @@ class _Attempts:
 
     def _left_early(self, ended: Ended) -> None:
         """The ranks saved and left because they were asked to: by a person, or because the cluster changes."""
-        step = ended.result.step
+        step, saved = ended.result.step, self._saved_step
         if self._interrupts.signal is not None:
-            self._stop(f"at step {step} of {self._assignment.num_steps}, which is saved")
+            # A step whose numbers went wrong is not saved, and the disk may have been full.
+            which = "which is saved" if saved == step else f"the newest checkpoint is of step {saved}"
+            self._stop(f"at step {step} of {self._assignment.num_steps}, {which}")
         cause = ended.reason or "preemption"
         self._overseer.ledger.write("failure", cause=cause, step=step, message="the ranks saved and left")
         what = "there is room for more workers" if cause == "resize" else "a node is about to leave"
-        self._overseer.say(f"  {what}: going on from step {step} on the nodes that stay")
+        self._overseer.say(f"  {what}: going on from step {saved} on the nodes that stay")
 
-    def _stop(self, where: str) -> None:
+    def _stop(self, where: str) -> NoReturn:
         signal = self._interrupts.signal
         assert signal is not None
         self._overseer.ledger.write("stop", reason=signal.name, step=self._saved_step)
@@ -119,17 +120,26 @@ class _Attempts:
         if self._interrupts.signal is not None:
             self._stop(f"while {failure}; the newest checkpoint is of step {self._saved_step}")
         if failure.cause == "out_of_memory":
-            self._assignment = _with_smaller_batch(self._assignment, failure)
+            self._assignment = self._with_smaller_batch(failure)
             self._overseer.say(f"  {failure}; going on with micro-batches of {self._assignment.micro_batch_size}")
             return
         self._check_repetition(failure)
         self._failures.append(failure)
         if len(self._failures) > self._recovery.max_failures:
             raise ClusterError(
-                f"{failure}\n{failure.detail}\nThat was failure {len(self._failures)} in a row without a new checkpoint, and "
-                f"recovery.max_failures is {self._recovery.max_failures}; the same command tries again"
+                f"{failure}\n{failure.detail}\nThat was failure {len(self._failures)} in a row without a new checkpoint, "
+                f"and recovery.max_failures is {self._recovery.max_failures}; the same command tries again"
             )
         self._overseer.say(f"  {failure}; starting again from the newest checkpoint{_shown(failure.detail)}")
+
+    def _with_smaller_batch(self, failure: Failure) -> TrainAssignment:
+        smaller = smaller_micro_batch(self._assignment.micro_batch_size)
+        if not smaller:
+            raise TrainingError(
+                f"{failure}\nOut of memory with micro-batches of 1; use resources.gradient_checkpointing=true, a higher "
+                "zero=, a shorter block_length, or devices with more memory"
+            )
+        return replace(self._assignment, micro_batch_size=smaller)
 
     def _check_repetition(self, failure: Failure) -> None:
         """An error of the program itself that comes again at the same step will come every time."""
@@ -138,16 +148,9 @@ class _Attempts:
             raise ClusterError(f"{failure}, twice at the same step\n{failure.detail}")
 
 
-def _with_smaller_batch(assignment: TrainAssignment, failure: Failure) -> TrainAssignment:
-    """The same global batch in smaller micro-batches: the next smaller divisor, half where there is one."""
-    size = assignment.micro_batch_size
-    if size == 1:
-        raise TrainingError(
-            f"{failure}\nOut of memory with micro-batches of 1; use resources.gradient_checkpointing=true, a higher zero=, "
-            "a shorter block_length, or devices with more memory"
-        )
-    smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)
-    return replace(assignment, micro_batch_size=smaller)
+def smaller_micro_batch(size: int) -> int:
+    """The next smaller size that makes up the same global batch, at most half; 0 where there is none."""
+    return next((divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0), 0)
 
 
 def _shown(detail: str) -> str:

@@ -2,27 +2,18 @@
 
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Ray reads these when it is imported and when it starts its own processes.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-# Ray Train looks at its workers at this pace, also to see that they have finished.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-
-# A cluster that was started with defaults asks for a token, but a driver that joins it shows its own only in this mode.
-if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import ray
 import ray.exceptions
+from ray._private import ray_constants
 
 from orchestrator.cluster.failures import cause_of
 from orchestrator.cluster.sizing import Capacity
@@ -34,6 +25,7 @@ _CONNECT_SECONDS = 5.0
 _HEAD_LOST_SECONDS = 5
 """A local cluster's head does not come back; Ray itself would wait a minute before the processes end."""
 _FOLDERS, _FOLDER_PREFIX = Path("/tmp"), "ray-"
+_FOLDER_NAME = re.compile(r"ray-(\d+)-\w{8}")
 
 
 @contextmanager
@@ -82,6 +74,8 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def _local(cluster: LocalCluster) -> Iterator[Capacity]:
     # A folder of its own keeps other Ray clusters of this machine out of sight. Its name is short, because the
     # sockets in it may have paths of at most 107 characters.
+    # Without this Ray listens on the address that other machines reach this one by.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     _remove_left_folders()
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_FOLDERS)
     try:
@@ -102,9 +96,11 @@ def _local(cluster: LocalCluster) -> Iterator[Capacity]:
 def _remove_left_folders() -> None:
     """Those of processes that were killed and could not do so themselves."""
     for folder in _FOLDERS.glob(f"{_FOLDER_PREFIX}*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if folder.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        match = _FOLDER_NAME.fullmatch(folder.name)
+        # Another command may be removing it, too.
+        with suppress(FileNotFoundError):
+            if match and not Path("/proc", match[1]).exists() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _capacity() -> Capacity:

@@ -51,7 +51,10 @@ def read_summary(folder: Path) -> Summary | None:
         written = read_json(folder / _SUMMARY_FILE)
     except json.JSONDecodeError:
         return None
-    for name, array in written["arrays"].items():
+    arrays = written["arrays"]
+    if arrays.keys() != set(ARRAYS):
+        return None
+    for name, array in arrays.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != array["bytes"]:
             return None
     counts = written["counts"]

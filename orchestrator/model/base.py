@@ -2,16 +2,16 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from orchestrator.contents import weight_files
 from orchestrator.errors import ModelError
+from orchestrator.model.loading import load_config
 from orchestrator.store import read_json, write_json
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -34,7 +34,7 @@ def resize_base(
     Raises ModelError for another layout, and for a base with fewer rows than its tokenizer's `base_tokens`.
     """
     # PEFT merges adapters on tied weights wrongly: measured with 0.21, logits of at most 0.9 came out 0.3 to 0.6 off.
-    tied = AutoConfig.from_pretrained(source).tie_word_embeddings
+    tied = load_config(source).tie_word_embeddings
     shards = _shards(source)
     _check(source, shards, tied, base_tokens)
     target.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,8 @@ def resize_base(
 
 def _shards(source: Path) -> dict[str, list[str]]:
     """The names of the tensors in each file of weights that the model is made of."""
-    if (source / _INDEX).is_file():
-        files: Iterable[str] = sorted(set(read_json(source / _INDEX)["weight_map"].values()))
-    else:
-        files = ["model.safetensors"] if (source / "model.safetensors").is_file() else weight_files(source)
     shards = {}
-    for file in files:
+    for file in weight_files(source):
         with safe_open(source / file, framework="pt") as tensors:
             shards[file] = list(tensors.keys())
     return shards

@@ -1,21 +1,69 @@
-"""What a base model can be asked to do, as far as its configuration and the headers of its files say it."""
+"""What a base model can be asked to do, as far as its configuration and the headers of its files say it.
+
+And whether its files are only read when it is loaded: it may come from anywhere.
+"""
 
 from pathlib import Path
 
-from orchestrator.contents import linear_layer_names
+from orchestrator.contents import json_object, linear_layer_names
 from orchestrator.schema import RandomBase, Recipe, TrainStage, VocabularyStage
-from orchestrator.store import read_json
 
 _LLAMA_LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 _KEEP_VOCABULARY = "keep a vocabulary stage; with merge: none it leaves the tokenizer as it is"
 
 
 def problems_with_base(recipe: Recipe, base: Path | RandomBase) -> list[str]:
-    """Everything that the recipe asks of the base and the base has not."""
+    """Everything that the recipe asks of the base and the base has not; of unsafe files nothing more is asked."""
+    if isinstance(base, Path) and (unsafe := unsafe_files(base)):
+        return [f"base_model: {problem}" for problem in unsafe]
     trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
     found = [*_unknown_targets(trained, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
     if not any(isinstance(stage, VocabularyStage) for stage in recipe.stages.values()):
         found += _without_vocabulary_stage(trained, base)
+    return found
+
+
+def unsafe_files(folder: Path) -> list[str]:
+    """What in a model's folder would run code, load more than the model, or lead out of the folder; a line for each."""
+    return [*_links_out(folder), *_own_code(folder), *_other_weights(folder)]
+
+
+def _links_out(folder: Path) -> list[str]:
+    """Files of a model are copied into artifacts, so a link to a private file would publish it."""
+    folder = folder.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        # The hub's own cache keeps the files of all revisions here, and links to them.
+        allowed.append(folder.parents[1] / "blobs")
+    return [
+        f"{path} is a link that leads out of the model's folder; put the file itself there"
+        for path in sorted(folder.iterdir())
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed)
+    ]
+
+
+def _own_code(folder: Path) -> list[str]:
+    return [
+        f"{folder / name} asks for Python code of the model's own (auto_map), which is never run here; "
+        "give a LLaMA-family decoder that transformers has the code of; if this is one, take auto_map out of that file"
+        for name in ("config.json", "tokenizer_config.json")
+        if (folder / name).is_file() and json_object(folder / name).get("auto_map")
+    ]
+
+
+def _other_weights(folder: Path) -> list[str]:
+    """Two ways in which transformers loads what model.safetensors and its index do not name, pickles too."""
+    found = []
+    if (folder / "adapter_config.json").is_file():
+        found.append(
+            f"{folder} holds an adapter (adapter_config.json), which would be loaded with the model; "
+            "take it out, or give the model with the adapter merged into it"
+        )
+    if other := _config(folder).get("transformers_weights"):
+        found.append(
+            f"{folder / 'config.json'} has its weights loaded from {other} (transformers_weights); "
+            "name that file model.safetensors, and take the entry out"
+        )
     return found
 
 
@@ -62,4 +110,4 @@ def _without_vocabulary_stage(trained: dict[str, TrainStage], base: Path | Rando
 
 
 def _config(base: Path) -> dict:
-    return read_json(base / "config.json")
+    return json_object(base / "config.json")

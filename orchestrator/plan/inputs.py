@@ -17,6 +17,7 @@ from orchestrator.errors import DataError, OrchestratorError, RecipeError
 from orchestrator.plan.base_check import problems_with_base
 from orchestrator.plan.plan import Contents
 from orchestrator.schema import ExportStage, RandomBase, Recipe, Stage, TrainStage
+from orchestrator.schema.credentials import fields_with_credentials
 from orchestrator.store import sha256_file, sha256_value
 
 
@@ -36,6 +37,7 @@ class Inputs:
 
 def find_inputs(recipe: Recipe) -> Inputs:
     """Finds and hashes all files that the recipe names; RecipeError lists everything that is missing."""
+    _check_credentials(recipe)
     problems = _Problems()
     base: Path | RandomBase | None = None
     base_text: tuple[DataFile, ...] = ()
@@ -59,6 +61,16 @@ def find_inputs(recipe: Recipe) -> Inputs:
     if problems.found or base is None:
         raise RecipeError(problems.found)
     return Inputs(base, base_text, data, held_out, _contents(base, base_text, data, sentencepiece_model))
+
+
+def _check_credentials(recipe: Recipe) -> None:
+    """Before anything else: other errors repeat the URLs that they are about, and so do records."""
+    if fields := fields_with_credentials(recipe):
+        raise RecipeError(
+            f"{field}: a URL in it carries a password, key or token, which would go into every record; "
+            "take that out: credentials come from the environment, or from the file where their own tool keeps them"
+            for field in dict.fromkeys(fields)
+        )
 
 
 @dataclass

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from orchestrator.plan.plan import Plan, PlannedStage, State
 from orchestrator.plan.record import Record
+from orchestrator.report.history import described
 from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
 
 _POLL_SECONDS = 0.5
@@ -177,7 +178,21 @@ def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
             part["bits_per_character"] for part in (values["before"], values["after"], results["reference"][name])
         )
         lines.append(f"{name}: {before:.3f} → {after:.3f} bits per character (base {base:.3f})")
+    if results["checkpoint_bytes"]:
+        # Of each parameter that learns: an fp32 master and Adam's two moments.
+        whole = results["checkpoint_bytes"] * total / trainable
+        lines.append(f"checkpoints of {size(results['checkpoint_bytes'])}; with the whole model in them {size(whole)}")
+    if happened := described(results["history"]):
+        lines.append(happened)
     return [*lines, f"done in {duration(results['seconds'])}"]
+
+
+def size(number_of_bytes: float) -> str:
+    """1.5 MB and the like, in powers of 1,000."""
+    for unit, bytes_of_unit in (("GB", 1e9), ("MB", 1e6)):
+        if number_of_bytes >= bytes_of_unit:
+            return f"{number_of_bytes / bytes_of_unit:.1f} {unit}"
+    return f"{number_of_bytes / 1e3:.1f} kB"
 
 
 def _vocabulary_findings(results: dict[str, Any]) -> list[str]:

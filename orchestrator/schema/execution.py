@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from orchestrator.schema.strict import Schema
 
@@ -36,19 +36,19 @@ class WorkerRange(Schema):
     fewest: PositiveInt
     most: PositiveInt
 
-    @model_validator(mode="after")
-    def _check(self) -> "WorkerRange":
-        if self.fewest > self.most:
-            raise ValueError(f"the range {self.fewest}-{self.most} runs backwards; write {self.most}-{self.fewest}")
-        return self
+
+def _as_workers(value: object) -> object:
+    match = re.fullmatch(r"\s*([1-9]\d*)\s*-\s*([1-9]\d*)\s*", value) if isinstance(value, str) else None
+    if match and int(match[1]) <= int(match[2]):
+        return {"fewest": int(match[1]), "most": int(match[2])}
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    # A recipe that was written out holds a range as a mapping.
+    if is_number or isinstance(value, dict | WorkerRange):
+        return value
+    raise ValueError(f"input should be a number above 0, or a range of two such as 2-8, not {value!r}")
 
 
-def _as_range(value: object) -> object:
-    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
-    return {"fewest": int(match[1]), "most": int(match[2])} if match else value
-
-
-Workers = Annotated[PositiveInt | WorkerRange, BeforeValidator(_as_range)]
+Workers = Annotated[int | WorkerRange, BeforeValidator(_as_workers)]
 
 
 class CheckpointPolicy(Schema):

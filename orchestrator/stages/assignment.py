@@ -7,6 +7,7 @@ from typing import Any, Literal
 from orchestrator.checkpoint.manifest import Origin
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.schema import CheckpointPolicy, Tracking, TrainStage
+from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
 
 
@@ -45,6 +46,7 @@ class TrainAssignment:
     """In a row, before training stops."""
     tracking: Tracking
     run: RunDescription
+    exchange: Exchange
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,19 @@ from orchestrator.contents import DataFile
 from orchestrator.data.prepare import Preparation
 from orchestrator.schema import ExportStage, RandomBase, VocabularyStage
 from orchestrator.stages.assignment import ExportAssignment, TrainAssignment, TrainEnding
+from orchestrator.stages.exchange import DATA_NAME, Exchange
 from orchestrator.train.link import Link
+
+
+def exchanging_body(exchange: Exchange, body: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """A body on any machine: what it needs is brought there first, and what it made handed over."""
+    exchange.bring()
+    if exchange.root.url:
+        # The command has done so on its own machine, which need not be this one.
+        exchange.clear()
+    results = body(*arguments)
+    exchange.hand_over()
+    return results
 
 
 def vocabulary_body(
@@ -37,10 +50,12 @@ def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, A
     return run_export(stage, assignment)
 
 
-def prepare_body(preparation: Preparation, run_root: Path) -> tuple[Path, int]:
+def prepare_body(exchange: Exchange, preparation: Preparation) -> tuple[Path, int]:
     """The folder of prepared data, and how many rows it has."""
     from orchestrator.data.prepare import prepare
     from orchestrator.data.rows import PreparedRows
 
-    folder = prepare(preparation, run_root)
+    exchange.bring()
+    folder = prepare(preparation, exchange.root.local)
+    exchange.root.publish(folder.name, DATA_NAME)
     return folder, len(PreparedRows.open(folder))

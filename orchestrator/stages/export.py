@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from orchestrator.checkpoint.adapter import read_adapter
+from orchestrator.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from orchestrator.contents import TOKENIZER_FILES, weight_files
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import TrainingError
@@ -27,7 +28,7 @@ def run_export(stage: ExportStage, assignment: ExportAssignment) -> dict[str, An
     tensors = read_adapter(assignment.adapter, base, assignment.tokenizer)
     for name in ("adapter", "merged"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    shutil.copytree(assignment.adapter, folder / "adapter")
+    _copy_adapter(assignment.adapter, folder / "adapter")
     results: dict[str, Any] = {"adapter_bytes": _bytes_of(folder / "adapter")}
     if stage.merged:
         merged = folder / "merged"
@@ -47,6 +48,13 @@ def _copy_beside_weights(base: Path, tokenizer: Path, merged: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, merged / name)
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    """What its manifest lists, which was verified, and nothing that somebody put beside it."""
+    target.mkdir()
+    for name in (*read_manifest(source).files, MANIFEST_NAME):
+        shutil.copyfile(source / name, target / name)
 
 
 def _compare(stage: ExportStage, assignment: ExportAssignment, merged: Path) -> float:

@@ -7,7 +7,9 @@ from typing import Any
 import torch.distributed as dist
 
 from orchestrator.checkpoint.generations import discard_after, newest_good
+from orchestrator.checkpoint.stored import StoredCheckpoints
 from orchestrator.engine import EngineState
+from orchestrator.errors import StorageError
 from orchestrator.stages.assignment import TrainAssignment
 from orchestrator.train.checks import LearningState
 from orchestrator.train.link import Link
@@ -53,10 +55,18 @@ def resume(assignment: TrainAssignment, link: Link, rank: int) -> Resumed | None
 
 
 def _read(assignment: TrainAssignment, link: Link) -> tuple[dict[str, Any] | None, Mapping[str, Any] | None]:
-    found, damaged = newest_good(assignment.folder, assignment.origin.fingerprint)
+    stored = StoredCheckpoints(assignment.exchange.root, assignment.folder)
+    stored.mirror()
+    found, damaged = newest_good(assignment.folder, assignment.origin.fingerprint, stored.fetch)
     for what in damaged:
         link.note({"event": "damaged", "what": what})
-    discard_after(assignment.folder, found.step if found else 0)
+    step = found.step if found else 0
+    try:
+        with stored.removing():
+            discard_after(assignment.folder, step)
+    except StorageError as error:
+        # What is left there is found damaged again, should another have to go on before it is written anew.
+        link.note({"event": "checkpoint_cleanup_failed", "step": step, "error": str(error)})
     if found is None:
         return None, None
     link.note({"event": "resumed", "step": found.step})

@@ -21,6 +21,7 @@ from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
 from orchestrator.stages.resume import Resumed, resume
+from orchestrator.stages.transfer import bring_to_each_node, hand_over, transferring
 from orchestrator.store import write_json
 from orchestrator.tracking import MetricsFile, start_mirror
 from orchestrator.tracking.ledger import LEDGER_NAME, read_ledger, summarize
@@ -42,9 +43,11 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     """
     torch.set_num_threads(assignment.threads)
     link.beat(0, "loading")
+    bring_to_each_node(assignment, link)
     model = build_model(assignment)
     run = _Run(assignment, link, model, dist.get_rank(), dist.get_world_size())
-    resumed = resume(assignment, link, run.rank)
+    with transferring(assignment, link, 0, "loading"):
+        resumed = resume(assignment, link, run.rank)
     if resumed is None:
         _check_before(assignment, model, run.batches)
     trainable, total = count_parameters(model)
@@ -64,19 +67,21 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
         summary |= {"held_out": after, "trainable": trainable}
     link.beat(progress.step, "saving")
     _save(assignment, engine, model, run.rank)
-    if run.rank == 0:
-        results: Results = {
-            "steps": progress.step,
-            "trainable": trainable,
-            "parameters": total,
-            "tokens": progress.tokens,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
-            "workers": run.num_workers,
-            "zero": assignment.zero,
-        }
-        write_json(results_file(assignment.folder), results)
-    dist.barrier()
+    with transferring(assignment, link, progress.step, "saving"):
+        if run.rank == 0:
+            results: Results = {
+                "steps": progress.step,
+                "trainable": trainable,
+                "parameters": total,
+                "tokens": progress.tokens,
+                "peak_memory_bytes": peak_memory_bytes(),
+                "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
+                "workers": run.num_workers,
+                "zero": assignment.zero,
+            }
+            write_json(results_file(assignment.folder), results)
+            hand_over(assignment)
+        dist.barrier()
     return TrainEnding(progress.step, completed=True)
 
 
@@ -211,9 +216,8 @@ def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbe
     with ExitStack() as stack:
         writer = None
         if run.rank == 0:
-            writer = CheckpointWriter(
-                assignment.folder, assignment.origin.fingerprint, policy.keep, policy.max_failures, run.link.note
-            )
+            fingerprint, root = assignment.origin.fingerprint, assignment.exchange.root
+            writer = CheckpointWriter(assignment.folder, fingerprint, policy.keep, policy.max_failures, run.link.note, root)
             stack.enter_context(writer)
         yield CheckpointHook(engine.state, writer, describe, policy.every_steps, assignment.num_steps)
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoConfig
-
 from orchestrator.contents import DataFile
 from orchestrator.data.documents import read_documents
 from orchestrator.model.base import resize_base
+from orchestrator.model.loading import load_config
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.schema.stages import VocabularyStage
 from orchestrator.stages.random_base import write_random_base
@@ -94,7 +93,7 @@ def _write_base(stage: VocabularyStage, extension: Extension, source: Path, fold
         parts=extension.pieces_of_new_tokens,
         how=stage.new_rows,
         seed=seed,
-        standard_deviation=AutoConfig.from_pretrained(source).initializer_range,
+        standard_deviation=load_config(source).initializer_range,
         pad_to_multiple=stage.pad_to_multiple,
     )
     rows = resize_base(

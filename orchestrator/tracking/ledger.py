@@ -30,7 +30,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 from orchestrator.errors import DataError, StorageError
@@ -38,18 +37,6 @@ from orchestrator.store import sync_folder
 
 LEDGER_NAME = "ledger.jsonl"
 _ENDINGS = ("failure", "stop", "finish")
-_IN_WORDS = {
-    "worker_lost": ("worker lost", "workers lost"),
-    "node_lost": ("node lost", "nodes lost"),
-    "hang": ("hang", "hangs"),
-    "out_of_memory": ("time out of memory", "times out of memory"),
-    "network": ("network failure", "network failures"),
-    "storage": ("storage failure", "storage failures"),
-    "error": ("error", "errors"),
-    "driver_lost": ("driver lost", "drivers lost"),
-    "preemption": ("preemption", "preemptions"),
-    "resize": ("resize", "resizes"),
-}
 
 
 class Ledger:
@@ -142,20 +129,6 @@ def summarize(events: Sequence[Mapping[str, Any]], metrics_rows: Sequence[Mappin
     )
 
 
-def describe(summary: Summary) -> str:
-    """One line for a person; empty when nothing happened that one would tell."""
-    if summary.attempts <= 1 and not summary.failures:
-        return ""
-    causes = ", ".join(_counted(count, *_IN_WORDS.get(cause, (cause, cause))) for cause, count in summary.failures.items())
-    parts = [_counted(summary.attempts, "attempt", "attempts") + (f": {causes}" if causes else "")]
-    if summary.lost_steps:
-        parts.append(_counted(summary.lost_steps, "step again", "steps again"))
-    if recoveries := summary.recovery_seconds:
-        longest = f" (longest {_duration(max(recoveries))})" if len(recoveries) > 1 else ""
-        parts.append(f"recovery {_duration(median(recoveries))}{longest}")
-    return "; ".join([*parts, f"goodput {summary.goodput:.0%}".replace("%", " %")])
-
-
 def _commands(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     commands: list[list[Mapping[str, Any]]] = []
     for event in events:
@@ -211,16 +184,6 @@ def _useful_seconds(rows: Sequence[Mapping[str, Any]]) -> float:
         useful += row["seconds"] * (row["step"] - before)
         before = row["step"]
     return useful
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _complete_lines(path: Path) -> list[bytes]:

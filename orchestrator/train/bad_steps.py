@@ -8,7 +8,7 @@ from orchestrator.train.loop import Progress
 
 
 class BadStepCheck:
-    """A hook: after `most` such steps in a row nothing good will come any more. The newest checkpoint is from before them."""
+    """A hook: after `most` such steps in a row no good one will come. The newest checkpoint is from before them."""
 
     def __init__(self, most: int, describe_batch: Callable[[int], str]) -> None:
         """`describe_batch` names the samples of a step, from 0."""
@@ -24,11 +24,11 @@ class BadStepCheck:
         self._steps += 1
         if self._steps < self._most:
             return
-        step = progress.step - self._steps
+        step, after = progress.step - self._steps, self._steps - 1
+        no_better = f", and {after} more after it no better" if after else ""
         raise TrainingError(
-            f"step {step + 1}: {_what(self._first)}, and the {self._steps - 1} steps after it are no better. "
-            f"It learned {self._describe(step)}. Look at these, or lower the learning rate "
-            f"(it was {self._first.learning_rate:g}); the newest checkpoint is from before it"
+            f"step {step + 1}: {_what(self._first)}{no_better}. It learned {self._describe(step)}. Look at these, or lower "
+            f"the learning rate (it was {self._first.learning_rate:g}); the newest checkpoint is from before it"
         )
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, get_args
 
-Phase = Literal["starting", "loading", "evaluating", "saving", "between steps", "reading its batch", "computing"]
-"""What a rank does, in the order in which it does it."""
+Phase = Literal["starting", "loading", "between steps", "evaluating", "saving", "reading its batch", "computing"]
+"""What a rank does once so many steps are done, in its order; it evaluates before the first and after the last."""
 PHASES: tuple[str, ...] = get_args(Phase)
 
 

@@ -22,7 +22,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder, as transformers loads it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
     assert tokenizer is not None

@@ -8,7 +8,7 @@ import sys
 import time
 
 import ray
-from ray._raylet import GcsClient
+import ray._raylet
 from ray.cluster_utils import Cluster
 
 PREEMPTION = 2
@@ -32,7 +32,8 @@ def main() -> None:
             case ["drain", address, seconds]:
                 alive = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
                 deadline = int((time.time() + float(seconds)) * 1000)
-                accepted, reason = GcsClient(cluster.address).drain_node(alive[address], PREEMPTION, "wanted", deadline)
+                client = getattr(ray._raylet, "GcsClient")  # noqa: B009  compiled, and unknown to the type checker
+                accepted, reason = client(cluster.address).drain_node(alive[address], PREEMPTION, "wanted", deadline)
                 print("draining" if accepted else reason, flush=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import Measure
 from tests.faults.running import SAVE_EVERY, WORDS, Undisturbed, assert_nothing_was_lost, running
 from tests.integration.command import run_command
 
@@ -17,7 +18,9 @@ RESTART_SECONDS = 30
 """From the death of the command to the next optimizer step, on two cores, when somebody starts it again at once."""
 
 
-def test_after_the_command_was_killed_the_same_command_goes_on(folder: Path, undisturbed: Undisturbed) -> None:
+def test_after_the_command_was_killed_the_same_command_goes_on(
+    folder: Path, undisturbed: Undisturbed, measure: Measure
+) -> None:
     with running(WORDS, folder) as command:
         command.wait_for_checkpoint(2 * SAVE_EVERY)
         ranks = [command.rank_pid(rank) for rank in (0, 1)]
@@ -30,24 +33,28 @@ def test_after_the_command_was_killed_the_same_command_goes_on(folder: Path, und
             assert not any(psutil.pid_exists(rank) for rank in ranks)
             assert again.wait() == 0, again.output
             assert "goes on from step" in again.output
+            measure("command killed and typed again, to the next step", resumed - killed)
             assert resumed - killed < RESTART_SECONDS
             assert_nothing_was_lost(again, undisturbed)
 
 
-def test_a_supervised_command_starts_again_by_itself(folder: Path, undisturbed: Undisturbed) -> None:
+def test_a_supervised_command_starts_again_by_itself(folder: Path, undisturbed: Undisturbed, measure: Measure) -> None:
     with running([*WORDS, "supervise=true"], folder) as command:
         command.wait_for_checkpoint(SAVE_EVERY)
         (worker,) = psutil.Process(command.process.pid).children()
         killed = time.time()
         worker.kill()
         resumed = command.wait_until(lambda: len(command.events("first_step")) == 2, "the next step")
+        measure("supervised command killed, to the next step", resumed - killed)
         assert resumed - killed < RESTART_SECONDS
         assert command.wait() == 0, command.output
         assert "was killed by signal 9; starting it again" in command.output
         assert_nothing_was_lost(command, undisturbed)
 
 
-def test_a_supervised_command_outlives_the_head_of_its_cluster(folder: Path, undisturbed: Undisturbed) -> None:
+def test_a_supervised_command_outlives_the_head_of_its_cluster(
+    folder: Path, undisturbed: Undisturbed, measure: Measure
+) -> None:
     with running([*WORDS, "supervise=true"], folder) as command:
         command.wait_for_checkpoint(SAVE_EVERY)
         (head,) = [
@@ -58,6 +65,7 @@ def test_a_supervised_command_outlives_the_head_of_its_cluster(folder: Path, und
         killed = time.time()
         head.kill()
         resumed = command.wait_until(lambda: len(command.events("first_step")) == 2, "the next step")
+        measure("Ray's head killed under a supervised command, to the next step", resumed - killed)
         assert resumed - killed < RESTART_SECONDS
         assert command.wait() == 0, command.output
         assert_nothing_was_lost(command, undisturbed)
@@ -65,7 +73,7 @@ def test_a_supervised_command_outlives_the_head_of_its_cluster(folder: Path, und
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_finishes_the_step_saves_and_says_how_to_go_on(
-    folder: Path, undisturbed: Undisturbed, number: signal.Signals
+    folder: Path, undisturbed: Undisturbed, number: signal.Signals, measure: Measure
 ) -> None:
     with running(WORDS, folder) as command:
         command.wait_for_step(SAVE_EVERY + 2)
@@ -76,6 +84,7 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_says_how_to_go_on(
             command.process.send_signal(number)
         asked = time.time()
         assert command.wait(30) == 128 + number
+        measure(f"{number.name}, to the end with all saved", time.time() - asked)
         assert time.time() - asked < 15
         (stop,) = command.events("stop")
         assert command.checkpoints()[-1] == stop["step"] > SAVE_EVERY

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Measure
 from tests.faults.running import SAVE_EVERY, STEPS, WORDS, Undisturbed, assert_nothing_was_lost, running
 from tests.integration.command import command_environment
 
@@ -82,7 +83,7 @@ def words(nodes: Nodes, *more: str) -> list[str]:
 
 
 def test_when_a_node_is_lost_the_stage_moves_to_one_that_is_free(
-    folder: Path, nodes: Nodes, undisturbed: Undisturbed
+    folder: Path, nodes: Nodes, undisturbed: Undisturbed, measure: Measure
 ) -> None:
     for _ in range(3):
         nodes.add()
@@ -100,11 +101,12 @@ def test_when_a_node_is_lost_the_stage_moves_to_one_that_is_free(
         assert lost not in second
         assert len(second) == 2
         assert_nothing_was_lost(command, undisturbed)
+        measure("node lost with another free, to the next step", again - removed)
         assert again - removed < MOVE_SECONDS
 
 
 def test_with_too_few_nodes_it_goes_on_with_fewer_workers_and_grows_again(
-    folder: Path, nodes: Nodes, undisturbed: Undisturbed
+    folder: Path, nodes: Nodes, undisturbed: Undisturbed, measure: Measure
 ) -> None:
     for _ in range(2):
         nodes.add()
@@ -114,14 +116,17 @@ def test_with_too_few_nodes_it_goes_on_with_fewer_workers_and_grows_again(
         removed = time.time()
         nodes.remove(command.events("attempt")[0]["nodes"][1])
         again = command.wait_until(lambda: len(command.events("first_step")) == 2, "the next step")
+        added = time.time()
         nodes.add()
-        command.wait_until(lambda: len(command.events("first_step")) == 3, "more workers")
+        grown = command.wait_until(lambda: len(command.events("first_step")) == 3, "more workers")
+        measure("node added, to the next step with more workers", grown - added)
         assert command.wait() == 0, command.output
         assert [event["workers"] for event in command.events("attempt")] == [2, 1, 2]
         assert [event["cause"] for event in command.events("failure")] == ["node_lost", "resize"]
         steps, losses = zip(*command.losses(), strict=True)
         assert steps == tuple(range(1, STEPS + 1))
         assert losses == pytest.approx([loss for _, loss in undisturbed.losses], abs=2e-3)
+        measure("node lost with none free, to the next step with fewer workers", again - removed)
         assert again - removed < SHRINK_SECONDS
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from orchestrator.compose import RECIPES_FOLDER, compose
 from orchestrator.errors import RecipeError
-from orchestrator.schema import LocalCluster, RandomBase, Recipe, TrainStage, WandbTracking
+from orchestrator.schema import LocalCluster, RandomBase, Recipe, TrainStage, WandbTracking, WorkerRange
 
 
 def problems(*words: str, folder: Path = RECIPES_FOLDER) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ BAD_VALUES = {
     "seed=-1": "seed: input should be greater than or equal to 0, not -1",
     "zero=4": "zero: input should be 0, 1, 2 or 3, not 4",
     "precision=fp64": "precision: input should be 'bf16', 'fp16' or 'fp32', not 'fp64'",
-    "workers=0": "workers: input should be greater than 0, not 0",
+    "workers=0": "workers: input should be a number above 0, or a range of two such as 2-8, not 0",
     "run_root=null": "run_root: input should be a valid string, not None",
     "text=5": "text: input should be a list, not 5",
     "validation=[a.txt,5]": "validation.1: input should be a valid string, not 5",
@@ -309,3 +309,24 @@ def leaves_of(value: object) -> Iterator[object]:
                 yield from leaves_of(inner)
         case _:
             yield value
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    for word in ("seed=s3://ana:geheim@bucket/runs?token=abc", "seed='s3://ana:geheim@bucket/runs?token=abc'"):
+        (message,) = problems(word)
+        assert "s3://…" in message
+        assert "geheim" not in message
+        assert "abc" not in message
+
+
+@pytest.mark.parametrize(("word", "workers"), [("workers=3", 3), ("workers=2-8", WorkerRange(fewest=2, most=8))])
+def test_workers_are_a_number_or_a_range(word: str, workers: int | WorkerRange) -> None:
+    recipe = compose([word])
+    assert recipe.workers == workers
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("given", ["8-2", "0-2", "two", "-1", "2.5", "true"])
+def test_workers_of_another_kind_are_refused_with_both_forms(given: str) -> None:
+    (message,) = problems(f"workers={given}")
+    assert message.startswith("workers: input should be a number above 0, or a range of two such as 2-8, not ")

@@ -19,6 +19,7 @@ from orchestrator.contents import (
     find_data,
     linear_layer_names,
     tokenizer_hash,
+    weight_files,
 )
 from orchestrator.errors import DataError, ModelError
 
@@ -48,14 +49,26 @@ def base_at(folder: Path, *, rows: int = 4, tokens: int = 4) -> Path:
         "model.layers.0.input_layernorm.weight": [2],
         "lm_head.weight": [rows, 2],
     }
-    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded)
+    write_header(folder / "model.safetensors", shapes)
     (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
     vocabulary = {f"piece{id_}": id_ for id_ in range(tokens)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     return folder
+
+
+def write_header(file: Path, shapes: dict[str, list[int]]) -> None:
+    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded)
+
+
+def shard(folder: Path, names: list[str], listed: object) -> None:
+    """Puts shards of these names, and an index that lists `listed`, in the place of the one file of weights."""
+    (folder / "model.safetensors").unlink()
+    for number, name in enumerate(names):
+        write_header(folder / name, {f"model.layers.{number}.self_attn.q_proj.weight": [2, 2]})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,11 @@ def test_a_base_model_is_found_by_an_absolute_and_by_a_relative_path(here: Path)
     ("missing", "message"),
     [
         ("config.json", "has no config.json; give a folder in Hugging Face format"),
-        ("model.safetensors", "has no *.safetensors; convert the weights to safetensors first"),
+        (
+            "model.safetensors",
+            "has no model.safetensors and no model.safetensors.index.json; give a model whose weights are safetensors, "
+            "as transformers saves them",
+        ),
         ("tokenizer.json", "has no tokenizer; put its tokenizer.json or tokenizer.model beside the weights"),
     ],
 )
@@ -227,8 +244,85 @@ def test_a_published_base_model_is_accepted() -> None:
 def test_a_base_model_with_a_broken_file_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer.json"):
         (tmp_path / file).write_text('{"vocab_size": 8, "model": {"vocab": {"a": 0}}}', encoding="utf-8")
-    (tmp_path / "model.safetensors").touch()
+    write_header(tmp_path / "model.safetensors", {})
     base_model_folder(str(tmp_path))
     (tmp_path / name).write_text('{"vocab_size": ', encoding="utf-8")
     with pytest.raises(ModelError, match=rf"{name} is not JSON"):
         base_model_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_a_base_model_with_pickled_weights_alone_is_refused_with_the_way_out(here: Path, name: str) -> None:
+    folder = base_at(here / "base")
+    (folder / name).touch()
+    assert base_model_folder("base") == folder
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as caught:
+        base_model_folder("base")
+    assert f"its weights are pickled ({name}), and loading a pickle can run any code" in str(caught.value)
+    assert "take the model in safetensors, or convert it" in str(caught.value)
+
+
+def test_the_weights_are_what_transformers_loads_and_no_other_file(here: Path) -> None:
+    folder = base_at(here / "base")
+    before = base_model_hash(folder)
+    write_header(folder / "consolidated.safetensors", {"layers.0.attention.wq.weight": [2, 2]})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "consolidated.safetensors"}}))
+    assert weight_files(folder) == ("model.safetensors",)
+    assert base_model_hash(folder) == before
+    assert "wq" not in linear_layer_names(folder)
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shard(folder, names, {"b": names[1], "a": names[0], "c": names[1]})
+    assert weight_files(base_model_folder("base")) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.safetensors",
+        "/outside.safetensors",
+        "deep/../../outside.safetensors",
+        "deep/a.safetensors",
+        "a.bin",
+        "a.safetensors/../a.bin",
+        "a.safetensors\n",
+        ".safetensors",
+        "..",
+        "",
+        7,
+        None,
+        ["a.safetensors"],
+    ],
+)
+def test_an_index_that_names_anything_but_safetensors_of_its_folder_is_refused(here: Path, name: object) -> None:
+    folder = base_at(here / "base")
+    write_header(here / "outside.safetensors", {})
+    shard(folder, ["a.safetensors"], {"a": "a.safetensors", "b": name})
+    expected = f"names {name!r}, which is no safetensors file of its own folder"
+    with pytest.raises(ModelError) as caught:
+        base_model_folder("base")
+    assert str(caught.value).startswith(f"base_model: {folder / 'model.safetensors.index.json'} {expected}")
+    with pytest.raises(ModelError, match="which is no safetensors file of its own folder"):
+        base_model_hash(folder)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ({"a": "a.safetensors", "b": "gone.safetensors"}, "has no gone.safetensors, which its model.safetensors.index.json"),
+        ({}, "has no weight_map"),
+        (["a.safetensors"], "has no weight_map"),
+    ],
+)
+def test_an_index_that_is_not_met_is_refused(here: Path, listed: object, message: str) -> None:
+    shard(base_at(here / "base"), ["a.safetensors"], listed)
+    with pytest.raises(ModelError, match=message):
+        base_model_folder("base")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"\0" * 100, b"\x80\x02}q\x00.", struct.pack("<Q", 2) + b"[]"])
+def test_a_file_that_is_called_safetensors_and_is_none_is_refused(here: Path, content: bytes) -> None:
+    folder = base_at(here / "base")
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"base_model: .*model\.safetensors is no safetensors file"):
+        base_model_folder("base")

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LeaseError, StorageError
-from orchestrator.lease import LEASE_NAME, held
+from orchestrator.lease import InFolder, held
+from orchestrator.lease.held import LEASE_NAME
 
 SPAWN = multiprocessing.get_context("spawn")
 NEVER = 3600.0
@@ -62,7 +63,7 @@ def other(folder: Path, renew_seconds: float = 0.05, expires_seconds: float = NE
 
 def hold(folder: Path, pipe: Connection, renew_seconds: float, expires_seconds: float) -> None:
     try:
-        with held(folder, "python other.py", lambda text: None, renew_seconds, expires_seconds) as lease:
+        with held(InFolder(folder), "python other.py", lambda text: None, renew_seconds, expires_seconds) as lease:
             pipe.send("held")
             while (question := pipe.recv()) != "release":
                 try:
@@ -80,7 +81,7 @@ def race(folders: list[Path], barrier: Barrier, pipe: Connection) -> None:
     for folder in folders:
         barrier.wait(60)
         try:
-            with held(folder, "python race.py", lambda text: None, expires_seconds=2):
+            with held(InFolder(folder), "python race.py", lambda text: None, expires_seconds=2):
                 wins.append(True)
                 barrier.wait(60)
         except LeaseError:
@@ -106,7 +107,7 @@ def take_over_and_die_midway(folder: Path, num_removed: int) -> None:
         unlink(self, missing_ok)
 
     Path.unlink = unlink_or_die
-    with held(folder, "python killed.py"):
+    with held(InFolder(folder), "python killed.py"):
         raise AssertionError("took over without removing the dead lease")
 
 
@@ -155,7 +156,7 @@ def test_exactly_one_of_two_gets_the_stage(tmp_path: Path, dead_lease: dict[str,
 
 
 def test_the_refused_is_told_who_holds_the_stage_and_since_when(folder: Path) -> None:
-    with held(folder, "python launch/run.py recipe=中文 stage=2"):
+    with held(InFolder(folder), "python launch/run.py recipe=中文 stage=2"):
         with other(folder) as refused:
             assert re.fullmatch(
                 rf"{folder}: is being run by \w+@{os.uname().nodename} \(process {os.getpid()}\) "
@@ -163,7 +164,7 @@ def test_the_refused_is_told_who_holds_the_stage_and_since_when(folder: Path) ->
                 r"python launch/run\.py recipe=中文 stage=2; wait for it, or stop it there",
                 refused.answer,
             )
-        with pytest.raises(LeaseError, match="is being run by"), held(folder, "the same process"):
+        with pytest.raises(LeaseError, match="is being run by"), held(InFolder(folder), "the same process"):
             pass
         assert read(folder)["command"] == "python launch/run.py recipe=中文 stage=2"
 
@@ -173,19 +174,19 @@ def test_the_refused_is_told_who_holds_the_stage_and_since_when(folder: Path) ->
     [(-5, "0 seconds"), (59, "59 seconds"), (61, "1 minute"), (12 * 60, "12 minutes"), (180_000, "2 days")],
 )
 def test_the_time_since_is_in_words(folder: Path, seconds: int, text: str) -> None:
-    with held(folder, "a"):
+    with held(InFolder(folder), "a"):
         since = time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime(time.time() - seconds))
         write(folder, read(folder) | {"since": since})
-        with pytest.raises(LeaseError, match=rf"\({text}\)"), held(folder, "b"):
+        with pytest.raises(LeaseError, match=rf"\({text}\)"), held(InFolder(folder), "b"):
             pass
 
 
 def test_the_lease_goes_with_the_block_and_with_an_exception(folder: Path) -> None:
-    with held(folder, "a") as lease:
+    with held(InFolder(folder), "a") as lease:
         assert [path.name for path in folder.iterdir()] == [LEASE_NAME]
         assert not lease.is_lost
     assert list(folder.iterdir()) == []
-    with pytest.raises(ZeroDivisionError), held(folder, "a"):
+    with pytest.raises(ZeroDivisionError), held(InFolder(folder), "a"):
         raise ZeroDivisionError
     assert list(folder.iterdir()) == []
 
@@ -193,7 +194,7 @@ def test_the_lease_goes_with_the_block_and_with_an_exception(folder: Path) -> No
 def test_a_holder_that_was_killed_is_succeeded_at_once(folder: Path, dead_lease: dict[str, Any]) -> None:
     write(folder, dead_lease)
     said: list[str] = []
-    with held(folder, "next", said.append, expires_seconds=NEVER):
+    with held(InFolder(folder), "next", said.append, expires_seconds=NEVER):
         assert read(folder)["pid"] == os.getpid()
     (line,) = said
     assert line.startswith(f"{folder}: taken over from a run that has ended: ")
@@ -204,7 +205,7 @@ def test_a_killed_holder_counts_as_dead_before_its_parent_has_asked(folder: Path
     with other(folder) as killed:
         os.kill(killed.pid, signal.SIGKILL)
         os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
-        with held(folder, "next", expires_seconds=NEVER):
+        with held(InFolder(folder), "next", expires_seconds=NEVER):
             assert Path(f"/proc/{killed.pid}/stat").exists()
 
 
@@ -215,14 +216,14 @@ def test_a_process_whose_first_thread_has_ended_still_holds(folder: Path) -> Non
     ours.recv()
     state = Path(f"/proc/{process.pid}/stat")
     wait_until(lambda: ") Z " in state.read_text())
-    with pytest.raises(LeaseError, match=f"process {process.pid}"), held(folder, "next"):
+    with pytest.raises(LeaseError, match=f"process {process.pid}"), held(InFolder(folder), "next"):
         pass
     process.kill()
     process.join()
 
 
 def hold_and_end_first_thread(folder: Path, pipe: Connection) -> None:
-    with held(folder, "a"):
+    with held(InFolder(folder), "a"):
         pipe.send("held")
         # What exit(2) is called by number: it ends the thread that calls it, and no other.
         ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
@@ -232,7 +233,7 @@ def test_a_stopped_process_of_this_machine_still_holds(folder: Path) -> None:
     with other(folder, renew_seconds=30, expires_seconds=0.1) as stopped:
         os.kill(stopped.pid, signal.SIGSTOP)
         time.sleep(0.3)
-        with pytest.raises(LeaseError, match=f"process {stopped.pid}"), held(folder, "next", expires_seconds=0.1):
+        with pytest.raises(LeaseError, match=f"process {stopped.pid}"), held(InFolder(folder), "next", expires_seconds=0.1):
             pass
         os.kill(stopped.pid, signal.SIGCONT)
         assert stopped.ask("whose") == "whose: ours"
@@ -241,13 +242,13 @@ def test_a_stopped_process_of_this_machine_still_holds(folder: Path) -> None:
 
 
 def test_a_later_process_with_the_holders_number_is_not_the_holder(folder: Path) -> None:
-    with held(folder, "a"):
+    with held(InFolder(folder), "a"):
         ours = read(folder)
     write(folder, ours)
-    with pytest.raises(LeaseError), held(folder, "b", expires_seconds=NEVER):
+    with pytest.raises(LeaseError), held(InFolder(folder), "b", expires_seconds=NEVER):
         pass
     write(folder, ours | {"process_started": ours["process_started"] - 1})
-    with held(folder, "b", expires_seconds=NEVER):
+    with held(InFolder(folder), "b", expires_seconds=NEVER):
         pass
 
 
@@ -259,12 +260,12 @@ def test_a_holder_out_of_sight_holds_while_it_renews(folder: Path, dead_lease: d
     holder.start()
     wait_until(lambda: read_or_none(folder) not in (None, elsewhere))
     said: list[str] = []
-    with pytest.raises(LeaseError, match="is being run by"), held(folder, "next", said.append, expires_seconds=2):
+    with pytest.raises(LeaseError, match="is being run by"), held(InFolder(folder), "next", said.append, expires_seconds=2):
         pass
     holder.kill()
     holder.join()
     write(folder, elsewhere)
-    with held(folder, "next", said.append, expires_seconds=0.2):
+    with held(InFolder(folder), "next", said.append, expires_seconds=0.2):
         assert read(folder)["command"] == "next"
     *waiting, last = [line.partition(": ")[2].partition(":")[0] for line in said]
     assert waiting[-1] == "waiting up to 0.2 seconds to see whether another run goes on"
@@ -281,7 +282,7 @@ def test_a_lease_whose_maker_died_before_writing_it_expires(folder: Path) -> Non
     folder.mkdir(parents=True)
     (folder / LEASE_NAME).touch()
     said: list[str] = []
-    with held(folder, "next", said.append, expires_seconds=0.2):
+    with held(InFolder(folder), "next", said.append, expires_seconds=0.2):
         assert read(folder)["command"] == "next"
     assert said[-1] == f"{folder}: taken over from a run that has ended: a run that has not said who it is"
 
@@ -291,7 +292,10 @@ def test_a_lease_in_another_format_is_respected_while_it_is_renewed(folder: Path
     holder = SPAWN.Process(target=keep_rewriting, args=(folder / LEASE_NAME, {"format": 2}), daemon=True)
     holder.start()
     wait_until(lambda: read_or_none(folder) not in (None, {}))
-    with pytest.raises(LeaseError, match="a run that has not said who it is"), held(folder, "next", expires_seconds=2):
+    with (
+        pytest.raises(LeaseError, match="a run that has not said who it is"),
+        held(InFolder(folder), "next", expires_seconds=2),
+    ):
         pass
     holder.kill()
     holder.join()
@@ -306,7 +310,7 @@ def test_the_slower_of_two_takers_does_not_remove_what_the_faster_made(folder: P
         assert "taken over" in said
         answers.append(faster.__enter__().answer)
 
-    with pytest.raises(LeaseError, match=r"python other\.py"), held(folder, "slower", let_another_take_over):
+    with pytest.raises(LeaseError, match=r"python other\.py"), held(InFolder(folder), "slower", let_another_take_over):
         pass
     assert answers == ["held"]
     assert [path.name for path in folder.iterdir()] == [LEASE_NAME]
@@ -324,12 +328,12 @@ def test_a_taker_that_was_killed_midway_stands_in_nobodys_way(
     assert taker.exitcode == -signal.SIGKILL
     assert (folder / LEASE_NAME).exists() == (num_removed == 0)
     assert len([path for path in folder.iterdir() if path.name != LEASE_NAME]) == 1
-    with held(folder, "next", expires_seconds=NEVER):
+    with held(InFolder(folder), "next", expires_seconds=NEVER):
         assert [path.name for path in folder.iterdir()] == [LEASE_NAME]
 
 
 def test_renewing_rewrites_the_same_file_in_the_same_size(folder: Path) -> None:
-    with held(folder, "a", renew_seconds=0.01):
+    with held(InFolder(folder), "a", renew_seconds=0.01):
         path = folder / LEASE_NAME
         before, status = read(folder), path.stat()
         wait_until(lambda: path.read_bytes() != json.dumps(before, indent=2).encode() + b"\n")
@@ -344,7 +348,7 @@ def test_a_lease_that_another_took_is_lost_and_never_written_again(
     folder: Path, renew_seconds: float, expires_seconds: float
 ) -> None:
     """With renewals far apart it is noticed as well: an overdue lease is looked at before anything is said of it."""
-    with held(folder, "a", renew_seconds=renew_seconds, expires_seconds=expires_seconds) as lease:
+    with held(InFolder(folder), "a", renew_seconds=renew_seconds, expires_seconds=expires_seconds) as lease:
         theirs = json.dumps(read(folder) | {"id": "theirs", "user": "ana", "host": "gpu-7"})
         (folder / "new").write_text(theirs)
         (folder / "new").replace(folder / LEASE_NAME)
@@ -356,7 +360,7 @@ def test_a_lease_that_another_took_is_lost_and_never_written_again(
 
 
 def test_a_lease_whose_folder_is_removed_is_lost(folder: Path) -> None:
-    with held(folder, "a", renew_seconds=0.01) as lease:
+    with held(InFolder(folder), "a", renew_seconds=0.01) as lease:
         shutil.rmtree(folder)
         wait_until(lambda: lease.is_lost)
         with pytest.raises(LeaseError, match=r"lease\.json was removed"):
@@ -368,7 +372,7 @@ def test_a_holder_that_was_asleep_while_another_took_over_knows_as_soon_as_it_as
     with other(folder, renew_seconds=30, expires_seconds=0.1) as asleep:
         os.kill(asleep.pid, signal.SIGSTOP)
         (folder / LEASE_NAME).unlink()
-        with held(folder, "next"):
+        with held(InFolder(folder), "next"):
             time.sleep(0.2)
             os.kill(asleep.pid, signal.SIGCONT)
             assert "it is now run by" in asleep.ask("whose")
@@ -378,7 +382,7 @@ def test_a_holder_that_was_asleep_while_another_took_over_knows_as_soon_as_it_as
 
 def test_storage_that_fails_loses_the_lease_only_after_the_expiry(folder: Path) -> None:
     path, aside, loop = folder / LEASE_NAME, folder / "aside", folder / "loop"
-    with held(folder, "a", renew_seconds=0.02, expires_seconds=2) as lease:
+    with held(InFolder(folder), "a", renew_seconds=0.02, expires_seconds=2) as lease:
         os.link(path, aside)
         loop.symlink_to(path)
         # A link to itself cannot be opened; each replacement is one rename, so the lease is never missing.
@@ -398,7 +402,7 @@ def test_storage_that_fails_loses_the_lease_only_after_the_expiry(folder: Path) 
 
 def test_storage_that_hangs_loses_the_lease_and_holds_nobody_up(folder: Path) -> None:
     path, pipe = folder / LEASE_NAME, folder / "pipe"
-    with held(folder, "a", renew_seconds=0.05, expires_seconds=0.1) as lease:
+    with held(InFolder(folder), "a", renew_seconds=0.05, expires_seconds=0.1) as lease:
         os.mkfifo(pipe)
         # Whoever opens it to read waits until somebody opens it to write.
         pipe.replace(path)
@@ -419,6 +423,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with (
         pytest.raises(StorageError, match=r"file/stage/lease\.json: the stage cannot be reserved"),
-        held(tmp_path / "file" / "stage", "a"),
+        held(InFolder(tmp_path / "file" / "stage"), "a"),
     ):
         pass

@@ -116,3 +116,16 @@ def test_every_target_that_is_no_layer_of_the_model_is_named(make_recipe) -> Non
         f"stages.attention.lora.targets: q_prog names no linear layer of this model; choose from {layers}",
         f"stages.instruct.lora.targets: lm_head names no linear layer of this model; choose from {layers}",
     ]
+
+
+def test_credentials_in_a_url_are_refused_by_field_and_not_repeated(make_recipe) -> None:
+    changes = {
+        "base_model": RANDOM_BASE,
+        "text": ["https://user:planted@127.0.0.1:1/text.jsonl", "gone.jsonl"],
+        "stages.attention.data": ["s3://bucket/text.jsonl?token=planted"],
+    }
+    with pytest.raises(RecipeError) as caught:
+        find_inputs(make_recipe(changes))
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["text", "stages.attention.data"]
+    assert all("credentials come from the environment" in problem for problem in caught.value.problems)
+    assert "planted" not in str(caught.value)

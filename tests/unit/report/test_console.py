@@ -158,14 +158,31 @@ def test_a_trained_stage_says_how_much_it_trained_and_what_it_changed(screen: Sc
         "parameters": 1_000_000,
         "held_out": {"validation": bits},
         "reference": {"validation": {"bits_per_character": 5.0}},
+        "checkpoint_bytes": 148_140,
+        "history": {
+            "attempts": 3,
+            "failures": {"worker_lost": 1, "preemption": 1},
+            "lost_steps": 14,
+            "recovery_seconds": [4.0, 9.0],
+            "goodput": 0.91,
+        },
         "seconds": 3725.0,
     }
     screen.console.stage_ends(plan.named("attention"), record(plan.named("attention"), results))
     assert screen.lines == [
         "  trained 12,345 of 1,000,000 parameters (1.23%)",
         "  validation: 4.000 → 2.500 bits per character (base 5.000)",
+        "  checkpoints of 148.1 kB; with the whole model in them 12.0 MB",
+        "  3 attempts: 1 worker lost, 1 preemption; 14 steps again; recovery 6 s (longest 9 s); goodput 91 %",
         "  done in 1h02m",
     ]
+
+
+def test_a_stage_to_which_nothing_happened_says_nothing_of_it(screen: Screen, plan: Plan) -> None:
+    quiet = {"attempts": 1, "failures": {}, "lost_steps": 0, "recovery_seconds": [], "goodput": 0.8}
+    results = {"trainable": 1, "parameters": 2, "held_out": {}, "checkpoint_bytes": 0, "history": quiet, "seconds": 1.0}
+    screen.console.stage_ends(plan.named("attention"), record(plan.named("attention"), results))
+    assert screen.lines == ["  trained 1 of 2 parameters (50.00%)", "  done in 1s"]
 
 
 def test_a_vocabulary_stage_says_what_was_added_and_what_it_saves(screen: Screen, plan: Plan) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import DataError, StorageError
-from orchestrator.tracking.ledger import Ledger, Summary, describe, read_ledger, summarize
+from orchestrator.report.history import described
+from orchestrator.tracking.ledger import Ledger, Summary, read_ledger, summarize
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -141,7 +142,7 @@ def test_a_stage_that_went_through_is_not_spoken_of() -> None:
     summary = summarize(events, rows((5, 8.0), (10, 7.0)))
     assert summary == Summary(1, 1, {}, 0, (), 75.0, 100.0)
     assert summary.goodput == 0.75
-    assert describe(summary) == ""
+    assert described(summary.as_dict()) == ""
 
 
 def test_failures_are_counted_with_what_they_cost() -> None:
@@ -164,7 +165,7 @@ def test_failures_are_counted_with_what_they_cost() -> None:
     summary = summarize(events, rows((10, 1.0), (20, 1.5), (40, 1.025)))
     assert summary == Summary(1, 3, {"worker_lost": 1, "preemption": 1}, 14, (9.0, 3.0), 45.5, 50.0)
     assert (
-        describe(summary)
+        described(summary.as_dict())
         == "3 attempts: 1 worker lost, 1 preemption; 14 steps again; recovery 6 s (longest 9 s); goodput 91 %"
     )
     assert json.loads(json.dumps(summary.as_dict())) == summary.as_dict()
@@ -198,7 +199,7 @@ def test_failures_before_training_is_under_way_again_are_one_recovery() -> None:
     )
     summary = summarize(events, [])
     assert (summary.failures, summary.lost_steps, summary.recovery_seconds) == ({"node_lost": 2}, 8, (20.0,))
-    assert describe(summary) == "3 attempts: 2 nodes lost; 8 steps again; recovery 20 s; goodput 0 %"
+    assert described(summary.as_dict()) == "3 attempts: 2 nodes lost; 8 steps again; recovery 20 s; goodput 0 %"
 
 
 def test_a_command_that_ended_without_a_word_has_lost_its_driver() -> None:
@@ -214,7 +215,7 @@ def test_a_command_that_ended_without_a_word_has_lost_its_driver() -> None:
     )
     summary = summarize(events, rows((6, 1.0), (10, 1.0)))
     assert summary == Summary(2, 2, {"driver_lost": 1}, 3, (995.0,), 10.0, 20.0)
-    assert describe(summary) == "2 attempts: 1 driver lost; 3 steps again; recovery 17 min; goodput 50 %"
+    assert described(summary.as_dict()) == "2 attempts: 1 driver lost; 3 steps again; recovery 17 min; goodput 50 %"
     assert summarize(events[:4], []).failures == {}, "the command may be running still"
 
 
@@ -248,19 +249,19 @@ def test_a_stop_during_a_recovery_ends_it_uncounted() -> None:
     )
     summary = summarize(events, [])
     assert (summary.recovery_seconds, summary.lost_steps, summary.wall_seconds) == ((), 1, 7.0)
-    assert describe(summary) == "2 attempts: 1 hang; 1 step again; goodput 0 %"
+    assert described(summary.as_dict()) == "2 attempts: 1 hang; 1 step again; goodput 0 %"
 
 
 def test_a_resumed_stage_that_nothing_befell_tells_its_attempts() -> None:
     events = history((0, "begin"), (1, "attempt"), (2, "stop"), (3, "begin"), (4, "attempt"), (13, "finish"))
-    assert describe(summarize(events, rows((3, 2.0)))) == "2 attempts; goodput 50 %"
+    assert described(summarize(events, rows((3, 2.0))).as_dict()) == "2 attempts; goodput 50 %"
 
 
 def test_nothing_is_summed_up_as_nothing() -> None:
     summary = summarize([], [])
     assert summary == Summary(0, 0, {}, 0, (), 0.0, 0.0)
     assert summary.goodput == 0.0
-    assert describe(summary) == ""
+    assert described(summary.as_dict()) == ""
 
 
 def test_a_clock_that_was_set_back_and_rows_after_the_last_event_make_no_nonsense() -> None:
@@ -272,6 +273,6 @@ def test_a_clock_that_was_set_back_and_rows_after_the_last_event_make_no_nonsens
 
 def test_long_recoveries_and_causes_of_a_later_version_can_be_read() -> None:
     summary = Summary(9, 9, {"out_of_memory": 2, "sun_storm": 1}, 0, (30.0, 600.0, 8000.0), 0.0, 1.0)
-    assert describe(summary) == (
+    assert described(summary.as_dict()) == (
         "9 attempts: 2 times out of memory, 1 sun_storm; recovery 10 min (longest 2.2 h); goodput 0 %"
     )

@@ -1,6 +1,8 @@
 """The checks that a stage really learns: planted faults are caught by name, a healthy stage passes."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -15,7 +17,7 @@ from orchestrator.model.adapters import attach
 from orchestrator.model.checksum import checksum
 from orchestrator.model.loss import IGNORED, SummedLoss
 from orchestrator.plan.adaptation import Adaptation, LoraShape
-from orchestrator.train.checks import LearningCheck, check_end_is_learned, preflight
+from orchestrator.train.checks import LearningCheck, LearningState, check_end_is_learned, preflight
 from orchestrator.train.loop import Progress
 
 END = 2
@@ -66,6 +68,14 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.check = LearningCheck(partial(checksums, model, True), partial(checksums, model, False))
         self.progress = Progress()
+
+    def restart(self) -> None:
+        """Goes on with a new check, which knows of the one before what a checkpoint keeps."""
+        earlier = LearningState(**json.loads(json.dumps(asdict(self.check.state()))))
+        self.check = LearningCheck(partial(checksums, self.model, True), partial(checksums, self.model, False), earlier)
+
+    def set_learning_rate(self, name: str, rate: float) -> None:
+        self.optimizer.param_groups[list(self.trainable).index(name)]["lr"] = rate
 
     def step(self, meddle: Callable[[], object] = lambda: None, skipped: bool = False) -> None:
         """One update; `meddle` plants a fault after the backward."""
@@ -174,6 +184,58 @@ def test_steps_that_fp16_skips_do_not_count(model):
     training.step()
     with pytest.raises(TrainingError, match=f"{FACTOR_A} is declared trainable, but its gradient is zero"):
         training.step(lambda: gradient_of(model, FACTOR_A).zero_())
+
+
+def test_a_healthy_stage_passes_through_restarts(model):
+    training = Training(model)
+    for _ in range(4):
+        training.restart()
+        training.step()
+    training.check.check_frozen()
+
+
+def test_after_a_restart_the_second_update_is_judged_as_the_second(model):
+    training = Training(model)
+    training.step()
+    training.restart()
+    with pytest.raises(TrainingError, match=f"{FACTOR_A} is declared trainable, but its gradient is zero"):
+        training.step(lambda: gradient_of(model, FACTOR_A).zero_())
+
+
+def test_after_a_restart_what_did_not_move_since_the_beginning_is_caught(model):
+    training = Training(model, learning_rates={FACTOR_A: 0.0})
+    training.step()
+    training.restart()
+    with pytest.raises(TrainingError, match=f"{FACTOR_A} is declared trainable, but the optimizer did not move it"):
+        training.step()
+
+
+def test_after_a_restart_what_moved_before_it_need_not_move_again(model):
+    training = Training(model)
+    training.step()
+    training.restart()
+    training.set_learning_rate("model.model.embed_tokens.weight", 0.0)
+    training.step()
+
+
+def test_after_a_restart_the_frozen_are_still_watched(model):
+    training = Training(model)
+    training.step()
+    training.restart()
+    with pytest.raises(TrainingError, match=f"{FROZEN} is declared frozen, but training changed it"):
+        training.step(lambda: flip_a_bit(of(model, FROZEN)))
+
+
+def test_a_check_that_is_over_stays_over_and_keeps_no_checksums(model):
+    training = Training(model)
+    assert len(training.check.state().masters_before) == len(training.trainable)
+    training.step()
+    assert len(training.check.state().masters_before) == len(training.trainable)
+    training.step()
+    assert training.check.state() == LearningState(2, {})
+    training.restart()
+    training.step(lambda: gradient_of(model, FACTOR_B).zero_())
+    assert training.check.state() == LearningState(2, {})
 
 
 def test_preflight_passes_a_healthy_model_and_leaves_it_as_it_was(model, batch):

@@ -1,0 +1,207 @@
+"""The DeepSpeed engine: ZeRO 0 to 3 behind one step. DeepSpeed is spoken in this file only.
+
+Trainable parameters compute in the run's precision and keep fp32 masters; frozen ones have no gradient and no optimizer
+state. Losses are sums divided by the targets of the global batch, so accumulation and world size change nothing. Nor do
+they change what is drawn at random, or what is saved: any engine goes on from any other's state.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# On a machine without a GPU DeepSpeed would guess, and say so.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+from orchestrator.data.batches import MicroBatch, StepBatch
+from orchestrator.engine.optimizer_state import OptimizerState
+from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StepResult, Wishes
+from orchestrator.errors import TrainingError
+from orchestrator.model.checksum import checksum
+
+deepspeed_logger.setLevel(logging.ERROR)
+deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+class Engine:
+    """A model whose forward gives a summed loss, spread over the ranks. All ranks must call each method together."""
+
+    def __init__(self, model: nn.Module, settings: EngineSettings) -> None:
+        self._settings = settings
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        on_gpu = torch.cuda.is_available()
+        optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=on_gpu)
+        # The engine's attributes come from many mixins, and its annotations say too little to check against.
+        self._engine, *_ = cast(Any, deepspeed.initialize)(
+            model=model, optimizer=optimizer, config=_config(settings, on_gpu), dist_init_required=False
+        )
+        # Without ZeRO, DeepSpeed makes the moments by a step on zero gradients. Adam counts it, and its first real update
+        # comes out a quarter too small; without the state it starts at one, as in ZeRO 1 to 3.
+        if settings.zero == 0:
+            optimizer.state.clear()
+        self._parameters = dict(self._engine.module.named_parameters())
+        self._trainable = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+        self._world = torch.distributed.get_world_size()
+        self._rank = torch.distributed.get_rank()
+        self._state = OptimizerState(self._engine.optimizer, optimizer, self._trainable, settings, self.device)
+        self._loss_scale = self._state.loss_scale
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def step(
+        self, batch: StepBatch, learning_rate: float, step: int, inspect: bool = False, wishes: Wishes = NO_WISHES
+    ) -> StepResult:
+        """One optimizer update over a global batch; `inspect` also measures each parameter's gradient.
+
+        `step` is the number of the update, from 0. With the seed and the place in the global batch it decides what dropout
+        drops, so that another number of workers, or a run that was resumed, drops the same.
+        """
+        self._engine.train()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale_was_least = self._loss_scale.is_least
+        loss, norm, norms = self._update(batch, step, inspect)
+        total, wishes = self._agree(loss, wishes)
+        skipped = self._settings.precision == "fp16" and bool(self._engine.optimizer.overflow)
+        return StepResult(
+            loss=total / batch.num_targets,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            num_tokens=batch.num_tokens,
+            num_targets=batch.num_targets,
+            skipped=skipped,
+            scale_is_spent=skipped and scale_was_least,
+            gradient_norms=norms,
+            wishes=wishes,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[MicroBatch]) -> float:
+        """Summed loss over all ranks' micro-batches, in nats; every rank must bring as many."""
+        self._engine.eval()
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for micro in batches:
+            total += self._engine.module(micro.input_ids.to(self.device), micro.labels.to(self.device))
+        torch.distributed.all_reduce(total)
+        return total.item()
+
+    def state(self, keep: bool) -> EngineState:
+        """What training can go on from, copied to host memory: training may go on at once.
+
+        `keep` is true on rank 0 alone, which gets the tensors; the others need no memory for them.
+        """
+        return self._state.gather(keep)
+
+    def load_state(self, state: EngineState | None) -> None:
+        """Goes on from a state, which rank 0 brings and the others do not; to be called right after construction.
+
+        Raises TrainingError, on all ranks, for a tensor that is missing, superfluous or of another shape.
+        """
+        self._state.spread(state)
+
+    def parameters(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named parameters, whole, on CPU, in the precision the model computes with."""
+        for name in names:
+            parameter = self._parameters[name]
+            # ZeRO-3 keeps a slice on each rank; gathering one at a time needs no room for the whole model.
+            with GatheredParameters([parameter], enabled=self._settings.zero == 3):
+                yield name, parameter.detach().cpu().clone()
+
+    def frozen_checksums(self) -> dict[str, int]:
+        """A checksum of each frozen parameter, or of this rank's part of it."""
+        frozen = ((name, parameter) for name, parameter in self._parameters.items() if not parameter.requires_grad)
+        return {name: checksum(getattr(parameter, "ds_tensor", parameter)) for name, parameter in frozen}
+
+    def master_checksums(self) -> dict[str, int]:
+        """A checksum of the fp32 master of each trainable parameter."""
+        return {name: checksum(self._master(name)) for name in self._trainable}
+
+    def _master(self, name: str) -> Tensor:
+        if self._settings.zero > 0:
+            return cast(Tensor, safe_get_full_fp32_param(self._trainable[name]))
+        return self._state.whole_master(name)
+
+    def _update(self, batch: StepBatch, step: int, inspect: bool) -> tuple[Tensor, float, dict[str, float]]:
+        """Updates the weights; this rank's part of the summed loss, the gradient's norm and that of each parameter."""
+        total = torch.zeros((), device=self.device)
+        norms: dict[str, float] = {}
+        plain_norm: float | None = None
+        forgotten_scale = self._loss_scale.forgotten
+        # DeepSpeed divides by accumulation and averages over ranks; both are undone, since the sum is already global.
+        scale = forgotten_scale * self._world * self._settings.accumulation / batch.num_targets
+        for number, micro in enumerate(batch.micro_batches):
+            self._seed(step, number)
+            loss = self._engine(micro.input_ids.to(self.device), micro.labels.to(self.device))
+            total += loss.detach()
+            self._engine.backward(loss * scale)
+            if number == len(batch.micro_batches) - 1:
+                plain_norm = self._plain_gradient_norm()
+                norms = self._gradient_norms() if inspect else {}
+            self._engine.step()
+        norm = plain_norm if plain_norm is not None else self._global_gradient_norm() / forgotten_scale
+        return total, norm, norms
+
+    def _seed(self, step: int, number: int) -> None:
+        """Makes what the forward draws a function of the micro-batch's place; ranks hold consecutive slices of the batch."""
+        place = self._rank * self._settings.accumulation + number
+        mixed = np.random.SeedSequence([self._settings.seed, step, place]).generate_state(1, np.uint64)
+        torch.manual_seed(int(mixed[0]))
+
+    def _agree(self, loss: Tensor, wishes: Wishes) -> tuple[float, Wishes]:
+        """The loss summed over all ranks, and what any of them wishes, in one exchange."""
+        message = torch.tensor([0.0, wishes.stop, wishes.save], device=self.device)
+        message[0] = loss
+        torch.distributed.all_reduce(message)
+        total, stop, save = message.tolist()
+        return total, Wishes(stop > 0, save > 0)
+
+    def _global_gradient_norm(self) -> float:
+        """As DeepSpeed measured it; NaN after a step that overflowed in fp16, for which it keeps none."""
+        norm = self._engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def _plain_gradient_norm(self) -> float | None:
+        """The norm where DeepSpeed keeps none: in fp32 without ZeRO it hands gradients to the optimizer as they are."""
+        if self._settings.zero > 0 or self._settings.precision != "fp32":
+            return None
+        return torch.stack([parameter.grad.norm() for parameter in self._trainable.values()]).norm().item()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        norms = {}
+        for name, parameter in self._trainable.items():
+            gradient = safe_get_full_grad(parameter) if self._settings.zero > 0 else parameter.grad
+            if gradient is None:
+                raise TrainingError(f"{name} is declared trainable but got no gradient; is it used in the forward?")
+            norms[name] = gradient.float().norm().item() / self._loss_scale.now
+        return norms
+
+
+def _config(settings: EngineSettings, on_gpu: bool) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.max_gradient_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": settings.zero,
+            "contiguous_gradients": True,
+            "overlap_comm": on_gpu,
+            # Small tensors such as LoRA factors are partitioned too: their optimizer state must not differ by size.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "fp16": {"enabled": settings.precision == "fp16", "initial_scale_power": 16, "min_loss_scale": 1},
+        "steps_per_print": 1 << 40,
+    }

@@ -1,0 +1,153 @@
+"""Masters and Adam's moments, gathered from all ranks and spread to them, whatever ZeRO has made of them."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.engine.loss_scale import LossScale
+from orchestrator.engine.places import Place, find_places, half_and_master
+from orchestrator.engine.values import PARTS, EngineSettings, EngineState
+from orchestrator.errors import TrainingError
+
+
+class OptimizerState:
+    """What steps change. All ranks must call each method together."""
+
+    def __init__(
+        self,
+        optimizer: Any,
+        adam: torch.optim.Optimizer,
+        trainable: Mapping[str, nn.Parameter],
+        settings: EngineSettings,
+        device: torch.device,
+    ) -> None:
+        """`optimizer` is DeepSpeed's, around `adam`."""
+        self._optimizer, self._adam, self._device = optimizer, adam, device
+        self._zero, self._precision = settings.zero, settings.precision
+        self._world, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        self._loss_scale = LossScale(optimizer, settings)
+        self._places = find_places(optimizer, trainable, settings, self._rank, self._world)
+        self._stores = _names_by_store(self._places)
+
+    @property
+    def loss_scale(self) -> LossScale:
+        return self._loss_scale
+
+    def whole_master(self, name: str) -> Tensor:
+        """Without ZeRO, where every rank has it."""
+        return self._places[name].store
+
+    @torch.no_grad()
+    def gather(self, keep: bool) -> EngineState:
+        """What training can go on from, copied to host memory: training may go on at once. All ranks must call.
+
+        `keep` is true on rank 0 alone, which gets the tensors; the others need no memory for them.
+        """
+        tensors = {}
+        # What lies in one store travels at once: a small tensor by itself would cost as much as a large one.
+        for store, names in self._stores.items():
+            for part in PARTS:
+                shares = self._shares(self._values(store, part), keep)
+                if keep:
+                    tensors |= {f"{part}.{name}": _on_host(shares, self._places[name]) for name in names}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return EngineState(tensors, {"updates": self._count_updates()} | self._loss_scale.numbers())
+
+    @torch.no_grad()
+    def spread(self, state: EngineState | None) -> None:
+        """Goes on from a state, which rank 0 brings and the others do not; all ranks must call, right after construction.
+
+        Raises TrainingError, on all ranks, for a tensor that is missing, superfluous or of another shape.
+        """
+        message: list[Any] = [_misfit(state, self._places), state.numbers] if state else [None, None]
+        torch.distributed.broadcast_object_list(message, src=0, device=self._device)
+        misfit, numbers = message
+        if misfit:
+            raise TrainingError(misfit)
+        self._begin_moments(numbers["updates"])
+        for name, place in self._places.items():
+            for part in PARTS:
+                whole = state.tensors[f"{part}.{name}"] if state else torch.empty(place.shape, device=self._device)
+                self._spread_tensor(whole.to(self._device), place, self._values(place.store, part))
+        self._round_masters()
+        self._loss_scale.load(numbers)
+
+    def _values(self, store: Tensor, part: str) -> Tensor:
+        """A part's values in a store of this rank, as one row; Adam has no moments before its first update."""
+        if part == "master":
+            return store.detach().view(-1)
+        moments = self._adam.state.get(store)
+        return moments[part].view(-1) if moments else torch.zeros_like(store).view(-1)
+
+    def _shares(self, values: Tensor, keep: bool) -> dict[int, Tensor]:
+        """Each rank's values, by rank, where they are kept; without ZeRO every rank has all of them."""
+        if self._zero == 0:
+            return {self._rank: values}
+        shares = torch.empty(self._world, len(values), device=self._device) if keep else None
+        torch.distributed.gather(values, list(shares) if shares is not None else None, dst=0)
+        return dict(enumerate(shares)) if shares is not None else {}
+
+    def _spread_tensor(self, whole: Tensor, place: Place, values: Tensor) -> None:
+        """Rank 0's tensor to the values of every rank that has some of it."""
+        torch.distributed.broadcast(whole, src=0)
+        parts = whole.view(-1).split([piece.length for piece in place.pieces])
+        for piece, elements in zip(place.pieces, parts, strict=True):
+            if piece.rank == self._rank:
+                values[piece.start : piece.start + piece.length] = elements
+
+    def _begin_moments(self, updates: int) -> None:
+        """Moments as Adam makes them at its first update; DeepSpeed under ZeRO finds them at its own next one."""
+        for store in self._stores:
+            # Adam wants its count beside the weights for the fused kernel, else in host memory.
+            count = torch.tensor(float(updates), device=self._device if self._adam.defaults["fused"] else "cpu")
+            self._adam.state[store] = {"step": count} | {part: torch.zeros_like(store) for part in PARTS[1:]}
+
+    def _count_updates(self) -> int:
+        store = next(iter(self._stores))
+        return int(self._adam.state[store]["step"].item()) if store in self._adam.state else 0
+
+    def _round_masters(self) -> None:
+        """Makes the weights that the model computes with from the masters, as a step does at its end."""
+        optimizer = self._optimizer
+        if self._zero in (1, 2):
+            optimizer.update_lp_params()
+        elif self._zero == 3:
+            for weights, masters in zip(
+                optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+            ):
+                weights.copy_(masters)
+        elif self._precision != "fp32":
+            for weight, master in half_and_master(optimizer):
+                weight.copy_(master)
+
+
+def _names_by_store(places: dict[str, Place]) -> dict[Tensor, list[str]]:
+    names = defaultdict(list)
+    for name, place in places.items():
+        names[place.store].append(name)
+    return names
+
+
+def _on_host(shares: dict[int, Tensor], place: Place) -> Tensor:
+    """A whole parameter's values in host memory of its own."""
+    whole = torch.cat([shares[piece.rank].narrow(0, piece.start, piece.length) for piece in place.pieces]).view(place.shape)
+    if not whole.is_cuda:
+        return whole
+    # From pinned memory on, copies of all parameters are under way at once.
+    return torch.empty(place.shape, pin_memory=True).copy_(whole, non_blocking=True)
+
+
+def _misfit(state: EngineState, places: dict[str, Place]) -> str | None:
+    """What is wrong with a state's tensors, if anything."""
+    shapes = {f"{part}.{name}": tuple(place.shape) for name, place in places.items() for part in PARTS}
+    for key, shape in shapes.items():
+        if key not in state.tensors:
+            return f"the saved state lacks {key}, which this stage trains"
+        if tuple(state.tensors[key].shape) != shape:
+            return f"the saved state's {key} is {tuple(state.tensors[key].shape)}, this stage's is {shape}"
+    superfluous = next((key for key in state.tensors if key not in shapes), None)
+    return f"the saved state holds {superfluous}, which this stage does not train" if superfluous else None

@@ -1,0 +1,106 @@
+"""When a checkpoint is saved, by whom, and what is in it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.checkpoint.generations import newest_good
+from orchestrator.checkpoint.writer import CheckpointWriter
+from orchestrator.engine import EngineState, StepResult, Wishes
+from orchestrator.plan.checkpoints import checkpoint_steps
+from orchestrator.train.checkpoint_hook import CheckpointHook
+from orchestrator.train.loop import Progress
+
+FINGERPRINT = "f" * 64
+NUM_STEPS = 10
+GOOD = StepResult(loss=2.5, gradient_norm=0.5, learning_rate=3e-4, num_tokens=8, num_targets=8)
+BAD = replace(GOOD, loss=math.nan)
+SAVE, STOP = replace(GOOD, wishes=Wishes(save=True)), replace(GOOD, wishes=Wishes(stop=True))
+
+
+class Training:
+    """Steps of an engine whose weight is their number, told to a CheckpointHook as the loop tells them."""
+
+    def __init__(self, folder: Path, every_steps: int | None = None, is_writer: bool = True) -> None:
+        self.events: list[Mapping[str, Any]] = []
+        self.kept: list[bool] = []
+        """What was asked of the engine, and how often."""
+        self.writer = CheckpointWriter(folder, FINGERPRINT, keep=20, max_failures=1, report=self.events.append)
+        writer = self.writer if is_writer else None
+        self.hook = CheckpointHook(self.state, writer, self.describe, every_steps, NUM_STEPS)
+        self.progress = Progress()
+
+    def state(self, keep: bool) -> EngineState:
+        self.kept.append(keep)
+        tensors = {"master.weight": torch.full((3,), float(self.progress.step))} if keep else {}
+        return EngineState(tensors, {"updates": self.progress.step})
+
+    @staticmethod
+    def describe(progress: Progress, state: EngineState) -> Mapping[str, Any]:
+        return {"tokens": progress.tokens, "numbers": state.numbers}
+
+    def steps(self, results: Mapping[int, StepResult], last: int = NUM_STEPS) -> list[int]:
+        """Takes all steps to the last, of which some have other results; those at which the engine was asked for its state."""
+        found = []
+        for step in range(1, last + 1):
+            before, result = len(self.kept), results.get(step, GOOD)
+            self.progress = self.progress.after(result.num_tokens)
+            self.hook.after_step(self.progress, result)
+            found += [step] if len(self.kept) > before else []
+        return found
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "results", "saved"),
+    [
+        (3, {}, [3, 6, 9, 10]),
+        (5, {}, [5, 10]),
+        (None, {}, [10]),
+        (None, {2: SAVE, 7: SAVE}, [2, 7, 10]),
+        (4, {4: SAVE, 5: SAVE}, [4, 5, 8, 10]),
+        (4, {3: STOP}, [3, 4, 8, 10]),
+        (4, {4: BAD, 5: replace(SAVE, loss=math.inf), 6: replace(STOP, gradient_norm=math.nan), 10: BAD}, [8]),
+    ],
+)
+def test_it_saves_by_steps_by_wish_and_at_the_end_but_nothing_bad(
+    tmp_path: Path, every_steps: int | None, results: Mapping[int, StepResult], saved: list[int]
+) -> None:
+    assert Training(tmp_path, every_steps).steps(results) == saved
+
+
+def test_a_step_that_fp16_skips_is_as_good_as_another(tmp_path: Path) -> None:
+    skipped = replace(GOOD, gradient_norm=math.nan, skipped=True)
+    assert Training(tmp_path, every_steps=5).steps({5: skipped}) == [5, 10]
+
+
+def test_what_is_saved_is_the_state_and_how_far_it_came(tmp_path: Path) -> None:
+    training = Training(tmp_path, every_steps=4)
+    training.steps({}, last=4)
+    training.writer.finish()
+    checkpoint, damages = newest_good(tmp_path, FINGERPRINT)
+    assert checkpoint is not None
+    assert damages == []
+    assert checkpoint.step == 4
+    assert checkpoint.tensors["master.weight"].tolist() == [4.0] * 3
+    assert checkpoint.state == {"tokens": 4 * GOOD.num_tokens, "numbers": {"updates": 4}}
+    assert training.kept == [True]
+
+
+def test_one_that_stops_has_saved_when_the_step_is_over(tmp_path: Path) -> None:
+    training = Training(tmp_path, every_steps=2)
+    training.steps({3: STOP}, last=3)
+    assert checkpoint_steps(tmp_path) == [2, 3]
+    assert [event["step"] for event in training.events] == [2, 3]
+    training.writer.finish()
+
+
+def test_where_there_is_no_writer_the_others_are_helped_and_nothing_is_kept(tmp_path: Path) -> None:
+    training = Training(tmp_path, every_steps=5, is_writer=False)
+    assert training.steps({2: SAVE}) == [2, 5, 10]
+    assert training.kept == [False] * 3
+    assert list(tmp_path.iterdir()) == []
