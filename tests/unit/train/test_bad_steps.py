@@ -40,6 +40,8 @@ def test_so_many_in_a_row_end_the_training_and_one_less_does_not(bad: StepResult
 
 def test_a_good_step_between_them_begins_the_count_anew() -> None:
     check([NAN, NAN, GOOD, NAN, NAN, GOOD])
+    with pytest.raises(TrainingError, match="step 3: loss nan"):
+        check([BAD["an infinite loss"], GOOD, NAN, NAN, NAN])
 
 
 def test_what_goes_wrong_may_differ_from_step_to_step() -> None:
