@@ -1,9 +1,14 @@
 """The order of rows: each once per epoch, and the same whoever computes it."""
 
+import random
+
 import numpy as np
 import pytest
 
+from orchestrator.data.batches import StepBatch, StepBatches
 from orchestrator.data.order import SampleOrder
+from orchestrator.data.rows import PreparedRows
+from orchestrator.data.summary import Summary
 from orchestrator.errors import RecipeError
 
 
@@ -41,3 +46,54 @@ def test_any_number_of_workers_learns_the_same_global_batch(num_workers):
 def test_a_batch_that_cannot_be_shared_names_both_numbers():
     with pytest.raises(RecipeError, match="global_batch_size 500 is not divisible by 8 workers"):
         SampleOrder(10, 500, seed=1).rows_of_rank(0, 0, 8)
+
+
+def numbered_rows(num_rows: int) -> PreparedRows:
+    """Rows of two or three tokens, of which the first is the row's number."""
+    lengths = 2 + np.arange(num_rows) % 2
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.full(offsets[-1], 1000, np.int32)
+    tokens[offsets[:-1]] = np.arange(num_rows)
+    counts = {"rows": num_rows, "tokens": len(tokens), "targets": len(tokens) - num_rows}
+    summary = Summary("next_token", 3, documents=num_rows, characters=1, truncated=0, **counts)
+    return PreparedRows(summary, tokens, np.ones(len(tokens), np.bool_), offsets, (lengths - 1).astype(np.int32))
+
+
+def numbers_in(batch: StepBatch) -> list[int]:
+    return [number for micro in batch.micro_batches for number in micro.input_ids[:, 0].tolist()]
+
+
+def divisor(chance: random.Random, number: int) -> int:
+    return chance.choice([each for each in range(1, number + 1) if number % each == 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("num_rows", "global_batch_size"), [(88, 8), (101, 12), (23, 24), (5, 12)], ids=["whole", "crossing", "long", "longer"]
+)
+def test_each_sample_is_seen_once_per_epoch_across_any_number_of_restarts(
+    num_rows: int, global_batch_size: int, seed: int
+) -> None:
+    """After a failure it goes on from a checkpoint, with other workers and micro-batches; what counts is what stays."""
+    chance, rows, order = random.Random(seed), numbered_rows(num_rows), SampleOrder(num_rows, global_batch_size, seed)
+    save_every, num_steps = chance.randint(1, 3), max(20, -(-2 * num_rows // global_batch_size))
+    learned: dict[int, list[int]] = {}
+    step, restarts = 0, 0
+    while step < num_steps:
+        num_workers = divisor(chance, global_batch_size)
+        micro_batch_size = divisor(chance, global_batch_size // num_workers)
+        workers = [StepBatches(rows, order, micro_batch_size, rank, num_workers) for rank in range(num_workers)]
+        for _ in range(min(chance.randint(1, 6), num_steps - step)):
+            shares = [numbers_in(worker.of_step(step)) for worker in workers]
+            assert {len(share) for share in shares} == {global_batch_size // num_workers}
+            learned[step] = [number for share in shares for number in share]
+            step += 1
+        # Here something fails; what came after the newest checkpoint is learned again.
+        if step < num_steps:
+            step, restarts = step - step % save_every, restarts + 1
+    assert restarts > 2
+    stream = np.concatenate([learned[step] for step in range(num_steps)])
+    whole_epochs = len(stream) // num_rows
+    assert whole_epochs >= 2
+    for epoch in stream[: whole_epochs * num_rows].reshape(whole_epochs, num_rows):
+        assert sorted(epoch) == list(range(num_rows))

@@ -250,6 +250,54 @@ def test_a_folder_without_a_record_is_run(recipe, contents, tmp_path: Path) -> N
     assert plan.named("vocabulary").reason == "not finished yet"
 
 
+def leave_checkpoint(stage_folder: Path, name: str) -> None:
+    """As rank 0 leaves one, under this name; the plan looks at names alone."""
+    folder = stage_folder / "checkpoints" / name
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_a_stage_goes_on_from_its_newest_checkpoint(make_recipe, contents, tmp_path: Path) -> None:
+    recipe = make_recipe({"stage": ["embeddings"]})
+    folder = make_plan(recipe, contents, tmp_path).named("embeddings").folder
+    leave_checkpoint(folder, "step-00000020")
+    leave_checkpoint(folder, "step-00000040")
+    plan = make_plan(recipe, contents, tmp_path)
+    assert plan.named("embeddings").state is State.RESUME
+    assert plan.named("embeddings").reason == "goes on from step 40"
+    assert [planned.name for planned in plan.to_run] == ["vocabulary", "embeddings"]
+    later = make_plan(make_recipe({"stage": "attention"}), contents, tmp_path)
+    assert reasons(later)["embeddings"] == "needed by a later stage; goes on from step 40"
+    unwanted = make_plan(make_recipe({"stage": "vocabulary"}), contents, tmp_path)
+    assert (states(unwanted)["embeddings"], reasons(unwanted)["embeddings"]) == ("SKIP", "not asked for")
+
+
+def test_a_checkpoint_that_is_half_written_is_none(recipe, contents, tmp_path: Path) -> None:
+    folder = make_plan(recipe, contents, tmp_path).named("embeddings").folder
+    (folder / "checkpoints" / "step-00000040").mkdir(parents=True)
+    for name in (".step-00000050.partial", ".step-00000030.removed", "step-60"):
+        leave_checkpoint(folder, name)
+    plan = make_plan(recipe, contents, tmp_path)
+    assert plan.named("embeddings").state is State.RUN
+    assert plan.named("embeddings").reason == "not finished yet"
+    leave_checkpoint(folder, "step-00000020")
+    assert reasons(make_plan(recipe, contents, tmp_path))["embeddings"] == "goes on from step 20"
+
+
+def test_a_checkpoint_whose_successor_never_came_still_counts(recipe, contents, tmp_path: Path) -> None:
+    leave_checkpoint(make_plan(recipe, contents, tmp_path).named("embeddings").folder, ".step-00001040.replaced")
+    assert reasons(make_plan(recipe, contents, tmp_path))["embeddings"] == "goes on from step 1,040"
+
+
+def test_a_finished_stage_is_done_whatever_checkpoints_it_left(recipe, contents, finish, tmp_path: Path) -> None:
+    embeddings = make_plan(recipe, contents, tmp_path).named("embeddings")
+    finish(embeddings)
+    leave_checkpoint(embeddings.folder, "step-00000040")
+    plan = make_plan(recipe, contents, tmp_path)
+    assert plan.named("embeddings").state is State.DONE
+    assert "embeddings" not in [planned.name for planned in plan.to_run]
+
+
 def test_a_plan_takes_up_a_new_record(recipe, contents, finish, tmp_path: Path) -> None:
     plan = make_plan(recipe, contents, tmp_path)
     record = finish(plan.named("vocabulary"))
