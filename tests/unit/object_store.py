@@ -88,6 +88,8 @@ def s3_server() -> Iterator[dict[str, str]]:
         port=0, verbose=False
     )
     server.start()
+    # What was opened before remembers another server's address.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     host, port = server.get_host_and_port()
     try:
         yield {

@@ -1,6 +1,7 @@
 """Checkpoints in an object store: what one machine publishes another goes on from, and a store that fails stops nothing."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,24 @@ def test_one_that_could_not_be_published_stays_and_goes_with_the_next(here: Mach
     assert failed["error"].startswith(bucket.url)
     assert published_steps(bucket) == [10, 15]
     assert version_of(there.newest_good()[0]) == 15
+
+
+def test_a_damaged_one_further_on_is_not_published_in_the_place_of_the_one_just_written(
+    here: Machine, bucket: Bucket
+) -> None:
+    write_generation(here.folder, FINGERPRINT, 60, *contents(60))
+    with here.writer(keep=1) as writer:
+        writer.save(30, *contents(30))
+    assert published_steps(bucket) == checkpoint_steps(here.folder) == [30]
+
+
+def test_none_is_on_the_disk_alone_while_another_command_of_the_machine_looks(here: Machine, bucket: Bucket) -> None:
+    """What is here and not in the store it would remove."""
+    with here.writer() as writer, here.root.committing(STAGE):
+        writer.save(5, *contents(5))
+        time.sleep(0.3)
+        assert checkpoint_steps(here.folder) == []
+    assert published_steps(bucket) == checkpoint_steps(here.folder) == [5]
 
 
 def test_a_store_that_fails_too_often_stops_the_training(here: Machine, bucket: Bucket) -> None:
