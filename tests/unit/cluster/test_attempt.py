@@ -1,4 +1,4 @@
-"""What is worked out about an attempt: who stands where, who holds the others up, and what the others' failures follow from."""
+"""What is worked out about an attempt: who stands where, who holds the others up, what the others' failures follow from."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Workers on a Ray of four CPUs: as many as may be, whatever else there is room for, and the same ones as long as they live."""
+"""Workers on a Ray of four CPUs: as many as may be, whatever else there is room for; the same ones as long as they live."""
 
 import tempfile
 from collections.abc import Callable, Iterator

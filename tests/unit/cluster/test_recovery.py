@@ -23,9 +23,14 @@ def test_the_first_signal_asks_and_the_second_is_not_waited_for(number: signal.S
 
 def test_the_handlers_from_before_come_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(KeyError), listening():
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-        raise KeyError
+
+    def fail_while_listening() -> None:
+        with listening():
+            assert [signal.getsignal(number) for number in SIGNALS] != before
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_while_listening()
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 

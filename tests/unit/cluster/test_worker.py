@@ -173,7 +173,9 @@ def test_every_error_of_ours_can_travel(kind: type[OrchestratorError]) -> None:
     assert (type(arrived), str(arrived), vars(arrived)) == (kind, "why", vars(error))
 
 
-@pytest.mark.parametrize(("how", "message"), [("pickling", "cannot pickle '_thread.lock'"), ("reading", "missing 1 required")])
+@pytest.mark.parametrize(
+    ("how", "message"), [("pickling", "cannot pickle '_thread.lock'"), ("reading", "missing 1 required")]
+)
 def test_a_result_that_does_not_travel_is_an_error_and_no_silent_death(start: Start, how: str, message: str) -> None:
     raised = ending(start(rank_bodies.return_what_does_not_travel, how))
     assert isinstance(raised, Raised)

@@ -45,7 +45,7 @@ class Training:
         return {"tokens": progress.tokens, "numbers": state.numbers}
 
     def steps(self, results: Mapping[int, StepResult], last: int = NUM_STEPS) -> list[int]:
-        """Takes all steps to the last, of which some have other results; those at which the engine was asked for its state."""
+        """Takes all steps to the last, some with other results; gives those at which the engine was asked for its state."""
         found = []
         for step in range(1, last + 1):
             before, result = len(self.kept), results.get(step, GOOD)
