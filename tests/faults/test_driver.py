@@ -101,7 +101,11 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_says_how_to_go_on(
 def test_a_second_run_of_the_same_stage_says_who_holds_it(folder: Path, undisturbed: Undisturbed) -> None:
     with running(WORDS, folder) as command:
         command.wait_for_step(2)
+        # Stopped, so that it cannot finish meanwhile.
+        stopped = command.rank_pid(0)
+        os.kill(stopped, signal.SIGSTOP)
         second = run_command(WORDS, folder)
+        os.kill(stopped, signal.SIGCONT)
         assert second.returncode == 2
         assert f"is being run by {os.environ.get('USER', 'root')}@" in second.stderr
         assert f"(process {command.process.pid}) since " in second.stderr

@@ -29,7 +29,8 @@ def test_a_failure_is_told_in_the_record_on_the_screen_and_in_wandb(folder: Path
         assert results["checkpoint_bytes"] > 0
         assert "with the whole model in them" in command.output
         runs = read_offline_runs(command.stage)
-        assert {run.id for run in runs} == {command.stage.name}
+        # Of a run that was killed wandb may have written nothing yet, not even its name.
+        assert {run.id for run in runs if "run" in run.kinds} == {command.stage.name}
         (ended,) = [run for run in runs if "ledger" in run.summary]
         assert ended.summary["ledger"]["failures"] == {"worker_lost": 1}
         assert ended.summary["ledger"]["lost_steps"] == history["lost_steps"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.supervise import MAY_PASS
 from tests.integration.command import run_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -55,6 +56,6 @@ def test_a_stage_trains_on_a_cluster_that_is_already_running_and_leaves_it_runni
 
 def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
     completed = run_command(["cluster=address", "cluster.address=127.0.0.1:1"], tmp_path, seconds=120)
-    assert completed.returncode == 2
+    assert completed.returncode == MAY_PASS
     assert "cluster.address: no Ray cluster answers at 127.0.0.1:1" in completed.stderr
     assert "Traceback" not in completed.stderr

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orchestrator.plan.record import WORK_NAMES
 from orchestrator.tracking import read_metrics
 from tests.integration.command import run_command
 from tests.shared_data import SHARED, needs
@@ -96,7 +97,7 @@ def test_each_stage_leaves_what_the_layout_promises(finished: Finished) -> None:
     for stage in (*TRAINED, "vocabulary", "export"):
         listed = set(finished.record(stage)["files"])
         found = {path.relative_to(finished.stage(stage)).as_posix() for path in finished.stage(stage).glob("*/*")}
-        assert listed == {path for path in found if not path.startswith(("wandb/", "work/"))}
+        assert listed == {path for path in found if not path.startswith(tuple(f"{name}/" for name in WORK_NAMES))}
 
 
 def test_metrics_count_every_step_and_the_loss_falls(finished: Finished) -> None:
