@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an ordinary event: the step is finished and saved; a second one is not waited for."""
+"""Ctrl-C and SIGTERM as an ordinary event: the step is finished and saved; only a further Ctrl-C is not waited for."""
 
 import signal
 from collections.abc import Iterator
@@ -18,9 +18,10 @@ class Interrupts:
         return self.signal is not None
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        # Whoever ends a process in order may say so several times: a pod's last act does, and Ray's job server.
+        self.signal = self.signal or signal.Signals(number)
 
 
 @contextmanager

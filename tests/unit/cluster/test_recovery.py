@@ -10,14 +10,16 @@ from orchestrator.cluster.recovery import smaller_micro_batch
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_asks_and_the_second_is_not_waited_for(number: signal.Signals) -> None:
+def test_the_first_signal_asks_and_a_further_ctrl_c_is_not_waited_for(number: signal.Signals) -> None:
     with listening() as interrupts:
         assert not interrupts.is_asked()
         os.kill(os.getpid(), number)
         assert interrupts.is_asked()
         assert interrupts.signal is number
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.signal is number
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.signal is number
 
 
