@@ -18,6 +18,7 @@ import fsspec
 from orchestrator.errors import DataError, ModelError
 from orchestrator.store import sha256_file, sha256_folder, sha256_value
 
+SAMPLE = "sample:"
 SAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "sample"
 DATA_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
 TOKENIZER_FILES = (
@@ -41,12 +42,17 @@ class DataFile:
     """One file of text or instructions."""
 
     url: str
-    """An absolute path, or a URL for fsspec."""
+    """An absolute path, a URL for fsspec, or sample:NAME."""
     sha256: str
 
     @property
+    def location(self) -> str:
+        """The path or URL where this machine finds it; the project need not lie in the same place everywhere."""
+        return str(SAMPLE_FOLDER / self.url.removeprefix(SAMPLE)) if self.url.startswith(SAMPLE) else self.url
+
+    @property
     def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
+        return self.location.rsplit("/", 1)[-1]
 
 
 def find_data(field: str, sources: Sequence[str]) -> tuple[DataFile, ...]:
@@ -188,8 +194,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def _files_of(field: str, source: str) -> list[DataFile]:
-    if source.startswith("sample:"):
-        return _local_files(field, source, SAMPLE_FOLDER / source.removeprefix("sample:"))
+    if source.startswith(SAMPLE):
+        found = _local_files(field, source, SAMPLE_FOLDER / source.removeprefix(SAMPLE))
+        return [DataFile(f"{SAMPLE}{Path(file.url).relative_to(SAMPLE_FOLDER)}", file.sha256) for file in found]
     if "://" in source:
         return _remote_files(field, source)
     path = Path(source).expanduser()

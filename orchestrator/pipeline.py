@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from orchestrator.cluster.sizing import allowed_numbers, check_precision, workers_for
 from orchestrator.contents import DataFile
@@ -14,7 +15,7 @@ from orchestrator.plan.inputs import find_inputs
 from orchestrator.plan.plan import Plan, PlannedStage, make_plan
 from orchestrator.report.console import Console
 from orchestrator.run_root import RunRoot, run_root
-from orchestrator.schema import Recipe, TrainStage
+from orchestrator.schema import LocalCluster, Recipe, TrainStage, VocabularyStage
 from orchestrator.stage_run import Run, remove_loose_ends, run_stage
 
 
@@ -43,6 +44,7 @@ def run_pipeline(recipe: Recipe, console: Console, command: str) -> Plan:
 
 def _run_on_cluster(run: Run, plan: Plan) -> Plan:
     # Ray takes seconds to import; a pipeline that is done does not wait for it.
+    from orchestrator.cluster.node_check import check_nodes  # noqa: PLC0415
     from orchestrator.cluster.session import connected  # noqa: PLC0415
 
     trained = {planned.name: planned.stage for planned in plan.to_run if isinstance(planned.stage, TrainStage)}
@@ -52,10 +54,28 @@ def _run_on_cluster(run: Run, plan: Plan) -> Plan:
     with connected(run.recipe.cluster) as capacity:
         size = workers_for(run.recipe.workers, capacity, run.recipe.cluster, trained)
         check_precision(run.recipe.precision, size)
+        if not isinstance(run.recipe.cluster, LocalCluster):
+            run.console.say("asking every node")
+            check_nodes(run.root, _files_read(run, plan))
         for planned in plan.to_run:
             with held(_leases(run, planned), run.command, run.console.warn) as lease:
                 plan = plan.with_record(planned.name, run_stage(run, plan, planned, size, lease))
     return plan
+
+
+def _files_read(run: Run, plan: Plan) -> list[Path]:
+    """Files of this machine that the stages to run read where they lie, on whichever node that is."""
+    inputs, found = run.inputs, set()
+    if isinstance(inputs.base, Path):
+        found.add(inputs.base / "config.json")
+    for planned in plan.to_run:
+        data = [*inputs.data.get(planned.name, ())]
+        if isinstance(planned.stage, TrainStage):
+            data += [file for files in inputs.held_out.values() for file in files]
+        found |= {Path(file.url) for file in data if file.url.startswith("/")}
+        if isinstance(planned.stage, VocabularyStage) and planned.stage.sentencepiece_model:
+            found.add(Path(planned.stage.sentencepiece_model).expanduser().absolute())
+    return sorted(found)
 
 
 def _leases(run: Run, planned: PlannedStage) -> Place:

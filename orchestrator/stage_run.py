@@ -132,10 +132,15 @@ def _history(planned: PlannedStage) -> dict[str, Any]:
 
 
 def _run_vocabulary(run: Run, planned: PlannedStage, exchange: Exchange) -> dict[str, Any]:
-    inputs = run.inputs
+    inputs, stage = run.inputs, planned.stage
+    assert isinstance(stage, VocabularyStage)
+    if stage.sentencepiece_model:
+        # The process that reads it need not begin where this one did.
+        absolute = str(Path(stage.sentencepiece_model).expanduser().absolute())
+        stage = stage.model_copy(update={"sentencepiece_model": absolute})
     text = inputs.data.get(planned.name, ())
     base_text = inputs.base_text or inputs.held_out.get("retention", ())
-    arguments = (planned.stage, inputs.base, text, base_text, planned.folder, run.recipe.seed)
+    arguments = (stage, inputs.base, text, base_text, planned.folder, run.recipe.seed)
     return _run_body(exchange, bodies.vocabulary_body, *arguments)
 
 

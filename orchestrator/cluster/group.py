@@ -88,7 +88,7 @@ class WorkerGroup:
         """The most workers that there is room for, of the numbers allowed; 0 where not even the fewest fit."""
         # What is reserved for workers that are still on their way is ours, too.
         own = Counter(placement_group_table(self._group)["bundles_to_node_id"].values()) if self._group else {}
-        places = room(self._size.bundle, own)
+        places = room(self._size.bundle, self._size.labels, own)
         return max((number for number in self._size.allowed if number <= places), default=0)
 
     def _wait(
@@ -108,7 +108,8 @@ class WorkerGroup:
                     f"for {self._wait_seconds / 60:.0f} minutes; add nodes, or give a range such as workers=1-4"
                 )
             if waited > 2 * _SETTLE_SECONDS and not said:
-                self._say(f"  waiting for room for {self._size.allowed[0]} workers of {self._size.bundle}")
+                what = "room for" if self._group is None else "the start of"
+                self._say(f"  waiting for {what} {self._size.allowed[0]} workers of {self._size.bundle}")
                 said = True
             time.sleep(_LOOK_SECONDS)
         return True
@@ -119,7 +120,11 @@ class WorkerGroup:
         is_settled = number == self._size.allowed[-1] or time.monotonic() - self._closed_at > _SETTLE_SECONDS
         if self._group is None and number and is_settled:
             self._placed_at = time.monotonic()
-            self._group = placement_group([self._size.bundle] * number, strategy="PACK")
+            self._group = placement_group(
+                [self._size.bundle] * number,
+                strategy=self._size.placement.upper(),
+                bundle_label_selector=[dict(self._size.labels)] * number if self._size.labels else None,
+            )
             self._members = [None] * number
         if self._group and not self._repaired():
             # Room that another program took meanwhile.

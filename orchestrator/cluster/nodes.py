@@ -2,18 +2,41 @@
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import wraps
+from typing import Any, TypeVar
 
 import ray
 from ray._private.state import state
+from ray.util.client import ray as client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+Answer = TypeVar("Answer")
 _ANSWER_SECONDS = 2.0
+_HEAD = "node:__internal_head__"
+"""A resource that the head alone has."""
 
 Bundle = Mapping[str, float]
 """What one worker takes, by resource."""
 
 
+def _asked_there(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """A driver at ray:// is no node and sees no state of the cluster, so a task on the head looks in its place."""
+
+    @wraps(function)
+    def asked(*arguments: Any) -> Answer:
+        if not client.is_connected():
+            return function(*arguments)
+        (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=False)}
+        # There it is called by its name, in a worker, which is no client.
+        return ray.get(ray.remote(**options)(asked).remote(*arguments))
+
+    return asked
+
+
+@_asked_there
 def leaving_nodes() -> dict[str, float]:
     """Nodes that will be taken away (preemption, drain), and in how many seconds; infinity where nobody said."""
     deadlines = state.get_draining_nodes()
@@ -21,6 +44,7 @@ def leaving_nodes() -> dict[str, float]:
     return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in deadlines.items()}
 
 
+@_asked_there
 def answers(node: str) -> bool:
     """Whether a node is there. Ray itself knows only after it has missed several heartbeats."""
     for entry in ray.nodes():
@@ -31,13 +55,28 @@ def answers(node: str) -> bool:
     return False
 
 
-def room(bundle: Bundle, own: Mapping[str, int]) -> int:
-    """How many workers the cluster could hold now, besides what others use; `own` is how many of ours each node holds."""
+@_asked_there
+def room(bundle: Bundle, labels: Mapping[str, str], own: Mapping[str, int]) -> int:
+    """How many workers the cluster could hold now, besides what others use.
+
+    `labels` is what a worker's node must be labelled; `own` is how many of ours each node holds.
+    """
     leaving = leaving_nodes()
     free = state.available_resources_per_node()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and is_selected(node["Labels"], labels)}
     places = 0
     for node in alive - leaving.keys():
         fitting = [int(free.get(node, {}).get(name, 0.0) / amount + 1e-6) for name, amount in bundle.items()]
         places += min(fitting) + own.get(node, 0)
     return places
+
+
+def is_selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node's labels are what a selector of Ray's wants: `a`, `!a`, `in(a,b)` or `!in(a,b)` for each label."""
+    return all(_is_wanted(labels.get(name), wanted) for name, wanted in selector.items())
+
+
+def _is_wanted(value: str | None, wanted: str) -> bool:
+    negated, wanted = wanted.startswith("!"), wanted.removeprefix("!")
+    values = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
+    return (value in [each.strip() for each in values]) != negated

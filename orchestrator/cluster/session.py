@@ -7,18 +7,20 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
 from ray._private import ray_constants
+from ray.autoscaler.sdk import request_resources
 
+from orchestrator.cluster.code import staged
 from orchestrator.cluster.failures import cause_of
-from orchestrator.cluster.sizing import Capacity
-from orchestrator.errors import ClusterError
-from orchestrator.schema import Cluster, LocalCluster
+from orchestrator.cluster.sizing import Capacity, declared_capacity
+from orchestrator.errors import ClusterError, RecipeError
+from orchestrator.schema import AddressCluster, Cluster, KubernetesCluster, LocalCluster
 
 Answer = TypeVar("Answer")
 _CONNECT_SECONDS = 5.0
@@ -31,22 +33,16 @@ _FOLDER_NAME = re.compile(r"ray-(\d+)-\w{8}")
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Capacity]:
     """Ray for the length of a `with`; ClusterError when it cannot be started or joined."""
-    if isinstance(cluster, LocalCluster):
-        with _local(cluster) as capacity:
-            yield capacity
-        return
-    try:
-        _check_reachable(cluster.address)
-        ray.init(address=cluster.address, **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ClusterError(
-            f"cluster.address: no Ray cluster answers at {cluster.address}: {error}; `ray start` prints the address, and a "
-            "cluster that asks for a token wants the same RAY_AUTH_TOKEN or ~/.ray/auth_token here"
-        ) from error
-    try:
-        yield _capacity()
-    finally:
-        ray.shutdown()
+    match cluster:
+        case LocalCluster():
+            with _local(cluster) as capacity:
+                yield capacity
+        case AddressCluster():
+            with _joined(cluster) as capacity:
+                yield capacity
+        case KubernetesCluster():
+            with _in_pod(cluster) as capacity:
+                yield capacity
 
 
 def run_task(function: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -60,9 +56,52 @@ def run_task(function: Callable[..., Answer], *arguments: Any) -> Answer:
         raise ClusterError(f"the process that ran {function.__name__} was lost: {error}") from error
 
 
+@contextmanager
+def _joined(cluster: AddressCluster) -> Iterator[Capacity]:
+    # Where the nodes have the code already, sending it would hide that they have another.
+    with staged() if cluster.code == "ship" else nullcontext() as folder:
+        try:
+            _check_reachable(cluster.address)
+            ray.init(address=cluster.address, runtime_env={"working_dir": folder} if folder else None, **_QUIET)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            raise ClusterError(
+                f"cluster.address: no Ray cluster answers at {cluster.address}: {error}; `ray start` prints the address, "
+                "and a cluster that asks for a token wants the same RAY_AUTH_TOKEN or ~/.ray/auth_token here"
+            ) from error
+        try:
+            yield _capacity()
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _in_pod(cluster: KubernetesCluster) -> Iterator[Capacity]:
+    """Ray as KubeRay has started it; the image has the code."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise RecipeError(
+            "cluster: kubernetes runs inside a RayJob; launch/submit.py hands it in, with the same words as launch/run.py"
+        )
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ClusterError(f"cluster: Ray does not answer at {address}: {error}") from error
+    try:
+        if cluster.grows:
+            # The autoscaler adds nodes for what is asked for, and ranks ask only for what is there.
+            shape = {"GPU": cluster.gpus_per_node} if cluster.gpus_per_node else {"CPU": cluster.cpus_per_node}
+            request_resources(bundles=[shape] * cluster.most_nodes)
+        yield declared_capacity(cluster)
+    finally:
+        if cluster.grows:
+            # Or idle nodes would stay until the whole cluster goes.
+            request_resources(bundles=[])
+        ray.shutdown()
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes, and then ends the process."""
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 

@@ -30,7 +30,7 @@ def read_records(field: str, file: DataFile, columns: Sequence[str]) -> Iterator
     """
     place = f"{field}: {file.name}"
     try:
-        with cast("IO[bytes]", fsspec.open(file.url, "rb")) as opened:
+        with cast("IO[bytes]", fsspec.open(file.location, "rb")) as opened:
             if file.name.endswith(".jsonl"):
                 yield from _json_lines(place, opened)
             elif file.name.endswith(".json"):
@@ -40,7 +40,7 @@ def read_records(field: str, file: DataFile, columns: Sequence[str]) -> Iterator
             else:
                 yield from _lines(place, opened)
     except FileNotFoundError as error:
-        raise DataError(f"{place}: no such file any more; it was at {file.url}") from error
+        raise DataError(f"{place}: no such file any more; it was at {file.location}") from error
 
 
 def keys_of(value: dict) -> str:

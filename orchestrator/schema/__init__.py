@@ -1,15 +1,19 @@
 """What a recipe may say: frozen, typed, unknown keys forbidden. Values only; nothing here reads a file."""
 
-from orchestrator.schema.execution import (
+from orchestrator.schema.cluster import (
     AddressCluster,
-    CheckpointPolicy,
     Cluster,
+    KubernetesCluster,
     LocalCluster,
+    PlacedCluster,
+    Range,
+)
+from orchestrator.schema.execution import (
+    CheckpointPolicy,
     NoTracking,
     Recovery,
     Tracking,
     WandbTracking,
-    WorkerRange,
     Workers,
 )
 from orchestrator.schema.recipe import RandomBase, Recipe, Retention, StageSelection
@@ -21,10 +25,13 @@ __all__ = [
     "CheckpointPolicy",
     "Cluster",
     "ExportStage",
+    "KubernetesCluster",
     "LocalCluster",
     "Lora",
     "NoTracking",
+    "PlacedCluster",
     "RandomBase",
+    "Range",
     "Recipe",
     "Recovery",
     "Resources",
@@ -36,6 +43,5 @@ __all__ = [
     "TrainStage",
     "VocabularyStage",
     "WandbTracking",
-    "WorkerRange",
     "Workers",
 ]

@@ -1,54 +1,13 @@
-"""Where a recipe runs, what happens when something fails there, and who is told. None of it changes what is learned."""
+"""How many workers, what happens when something fails, and who is told. None of it changes what is learned."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from orchestrator.schema.cluster import Range, as_range
 from orchestrator.schema.strict import Schema
 
-
-class LocalCluster(Schema):
-    """Ray, started on this machine for the length of the command."""
-
-    kind: Literal["local"]
-    gpus: NonNegativeInt | None = None
-    """GPUs to use; all there are by default."""
-    cpus_per_worker: PositiveInt = 1
-    """At the least; workers share evenly what there is."""
-
-
-class AddressCluster(Schema):
-    """A Ray cluster that is already running."""
-
-    kind: Literal["address"]
-    address: str
-    """auto or host:port, as `ray start` printed it."""
-    cpus_per_worker: PositiveInt = 1
-
-
-Cluster = Annotated[LocalCluster | AddressCluster, Field(discriminator="kind")]
-
-
-class WorkerRange(Schema):
-    """Written `2-8`: as many workers as the cluster gives at the time, between these."""
-
-    fewest: PositiveInt
-    most: PositiveInt
-
-
-def _as_workers(value: object) -> object:
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*-\s*([1-9]\d*)\s*", value) if isinstance(value, str) else None
-    if match and int(match[1]) <= int(match[2]):
-        return {"fewest": int(match[1]), "most": int(match[2])}
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    # A recipe that was written out holds a range as a mapping.
-    if is_number or isinstance(value, dict | WorkerRange):
-        return value
-    raise ValueError(f"input should be a number above 0, or a range of two such as 2-8, not {value!r}")
-
-
-Workers = Annotated[int | WorkerRange, BeforeValidator(_as_workers)]
+Workers = Annotated[int | Range, BeforeValidator(as_range)]
 
 
 class CheckpointPolicy(Schema):

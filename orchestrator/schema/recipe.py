@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from orchestrator.schema.execution import CheckpointPolicy, Cluster, Recovery, Tracking, Workers
+from orchestrator.schema.cluster import Cluster
+from orchestrator.schema.execution import CheckpointPolicy, Recovery, Tracking, Workers
 from orchestrator.schema.stages import Stage
 from orchestrator.schema.strict import Schema, Sources
 

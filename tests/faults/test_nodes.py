@@ -1,8 +1,5 @@
 """What happens to the nodes of a cluster while a stage trains there: lost with another free or with none, or wanted back."""
 
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Measure
+from tests.faults.nodes import Nodes, cluster_of
 from tests.faults.running import SAVE_EVERY, STEPS, WORDS, Undisturbed, assert_nothing_was_lost, running
-from tests.integration.command import command_environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -21,61 +18,10 @@ SHRINK_SECONDS = 40
 """From the loss of a node to the next step with fewer workers."""
 
 
-class Nodes:
-    """A Ray cluster of nodes with one CPU each, and a head with none."""
-
-    def __init__(self, folder: Path, temporary: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("cluster_process.py"))],
-            env=command_environment(folder) | {"RAY_TMPDIR": temporary},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "cluster.log").open("w"),
-            text=True,
-        )
-        self.address = self._answer()
-
-    def add(self) -> str:
-        """The address of a new node."""
-        return self._ask("add")
-
-    def remove(self, address: str) -> None:
-        """As if its power were cut: its raylet and all its processes are killed."""
-        assert self._ask(f"remove {address}") == "removed"
-
-    def drain(self, address: str, seconds: float) -> None:
-        """A preemption notice."""
-        assert self._ask(f"drain {address} {seconds}") == "draining"
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(60)
-
-    def _ask(self, line: str) -> str:
-        assert self._process.stdin
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> str:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            # Ray also prints there.
-            if line.startswith(("127.", "removed", "draining")) or line.strip().rpartition(":")[2].isdecimal():
-                return line.strip()
-        raise AssertionError("the cluster ended")
-
-
 @pytest.fixture
 def nodes(folder: Path) -> Iterator[Nodes]:
-    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        (Path(temporary) / "ray").mkdir()
-        found = Nodes(folder, temporary)
-        try:
-            yield found
-        finally:
-            found.close()
+    with cluster_of(folder) as found:
+        yield found
 
 
 def words(nodes: Nodes, *more: str) -> list[str]:

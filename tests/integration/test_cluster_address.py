@@ -1,6 +1,7 @@
 """The same recipe on a Ray cluster that is already running."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch.supervise import MAY_PASS
-from tests.integration.command import run_command
+from orchestrator.tracking.ledger import read_ledger
+from tests.faults.nodes import cluster_of
+from tests.integration.command import command_environment, run_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -50,8 +53,29 @@ def test_a_stage_trains_on_a_cluster_that_is_already_running_and_leaves_it_runni
     completed = run_command(words, tmp_path)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert len(list(tmp_path.glob("runs/embeddings-*/adapter/adapter_model.safetensors"))) == 1
-    again = run_command([*words, "stages.embeddings.learning_rate=1e-3"], tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
+    look = f"import orchestrator.cluster, ray; ray.init({address!r}, log_to_driver=False); print(ray.available_resources())"
+    still = subprocess.run(
+        [sys.executable, "-c", look],
+        env=command_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "'CPU': 2.0" in still.stdout, "nothing of ours is left there"
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_trains_there_through_rays_client(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with cluster_of(tmp_path, 2, client_port=port):
+        there = ["cluster=address", f"cluster.address=ray://127.0.0.1:{port}", "cluster.placement=spread"]
+        words = ["stage=1", "stages.embeddings.steps=2", "tracking=none", "workers=2", *there]
+        completed = run_command(words, tmp_path)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    (stage,) = tmp_path.glob("runs/embeddings-*")
+    (attempt,) = [event for event in read_ledger(stage / "ledger.jsonl") if event["event"] == "attempt"]
+    assert attempt["nodes"] == ["127.0.0.2", "127.0.0.3"]
 
 
 def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:

@@ -4,20 +4,16 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from orchestrator.run_root import run_root
+from tests.faults.nodes import cluster_of, needs_namespaces
 from tests.faults.running import SAVE_EVERY, WORDS, Running, Undisturbed, assert_nothing_was_lost, running
-from tests.integration.command import command_environment, run_command
-from tests.shared_data import ROOT
+from tests.integration.command import run_command
 from tests.unit.object_store import SECRET, Bucket, s3_bucket, s3_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -82,49 +78,19 @@ def test_a_stage_that_was_killed_on_one_machine_goes_on_on_another(
     assert_no_secrets(bucket, machines)
 
 
-@pytest.mark.skipif(subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0, reason="no namespaces here")
+@needs_namespaces
 def test_the_command_and_its_workers_need_share_nothing_but_the_store(
     words: list[str], machines: list[Path], undisturbed: Undisturbed
 ) -> None:
     home = machines[0]
     with (
-        cluster_with_a_mirror_of_its_own(home) as address,
-        running([*words, "cluster=address", f"cluster.address={address}"], home) as command,
+        cluster_of(home, 2, covered=home / "runs") as nodes,
+        running([*words, "cluster=address", f"cluster.address={nodes.address}"], home) as command,
     ):
         assert command.wait() == 0, command.output
         assert "step 30/30" in command.output
         assert_nothing_was_lost(command, undisturbed)
         assert not list(command.stage.glob("logs/rank-*.log")), "the ranks ran on the machine of the command"
-
-
-@contextmanager
-def cluster_with_a_mirror_of_its_own(home: Path) -> Iterator[str]:
-    """Two Ray nodes that have the command's home, but see another file system where its mirror is."""
-    script = ROOT / "tests" / "faults" / "cluster_process.py"
-    mount = f"mount -t tmpfs tmpfs {home / 'runs'} && exec {sys.executable} {script}"
-    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        (Path(temporary) / "ray").mkdir()
-        cluster = subprocess.Popen(
-            ["unshare", "-rm", "bash", "-c", mount],
-            env=command_environment(home) | {"RAY_TMPDIR": temporary},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(home / "cluster.log").open("w"),
-            text=True,
-        )
-        assert cluster.stdin
-        assert cluster.stdout
-        answers = (line.strip() for line in cluster.stdout if line.strip().rpartition(":")[2].replace(".", "").isdecimal())
-        try:
-            address = next(answers)
-            for _ in range(2):
-                cluster.stdin.write("add\n")
-                cluster.stdin.flush()
-                next(answers)
-            yield address
-        finally:
-            cluster.stdin.close()
-            cluster.wait(60)
 
 
 def assert_a_second_run_is_refused(command: Running, words: list[str], home: Path, bucket: Bucket) -> None:

@@ -13,7 +13,7 @@ from orchestrator.plan.plan import Contents, State, make_plan
 from orchestrator.schema import RandomBase, Recipe, TrainStage
 
 FILES = sorted(path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.y*ml"))
-NUM_FILES = 22
+NUM_FILES = 25
 
 
 def options(group: str) -> list[str]:
@@ -50,7 +50,7 @@ def test_every_file_is_reached_by_a_composition() -> None:
 
 
 def test_every_recipe_is_tried_at_every_scale() -> None:
-    assert len(COMPOSITIONS) == 2 * 4 + 2 + 2
+    assert len(COMPOSITIONS) == 2 * 4 + 5 + 2
 
 
 @pytest.mark.parametrize("words", COMPOSITIONS, ids=" ".join)

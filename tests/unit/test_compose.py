@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from orchestrator.compose import RECIPES_FOLDER, compose
 from orchestrator.errors import RecipeError
-from orchestrator.schema import LocalCluster, RandomBase, Recipe, TrainStage, WandbTracking, WorkerRange
+from orchestrator.schema import LocalCluster, RandomBase, Range, Recipe, TrainStage, WandbTracking
 
 
 def problems(*words: str, folder: Path = RECIPES_FOLDER) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ BAD_VALUES = {
     "validation=[a.txt,5]": "validation.1: input should be a valid string, not 5",
     "stage=null": "stage: input should be a valid integer or a valid string or a list, not None",
     "base_model=5": "base_model: input should be a valid string or a mapping, not 5",
-    "cluster.kind=k8s": "cluster.kind: 'k8s' is none of 'local', 'address'",
+    "cluster.kind=k8s": "cluster.kind: 'k8s' is none of 'local', 'address', 'kubernetes'",
     "tracking.mode=always": "tracking.mode: input should be 'auto', 'online' or 'offline', not 'always'",
     "stages.vocabulary=3": "stages.vocabulary: input should be a mapping, not 3",
     "stages.attention.lora.dropout=1.0": "stages.attention.lora.dropout: input should be less than 1, not 1.0",
@@ -88,7 +88,8 @@ def test_no_plus_smuggles_an_unknown_key_past_the_schema(prefix: str) -> None:
 
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     assert problems("cluster=address", "cluster.gpus=2") == (
-        "cluster.gpus: no such key; choose from address, cpus_per_worker, kind (set by the override cluster.gpus=2)",
+        "cluster.gpus: no such key; choose from accelerator_type, address, code, cpus_per_worker, kind, labels, placement, "
+        "resources (set by the override cluster.gpus=2)",
     )
 
 
@@ -100,7 +101,10 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
             "recipe: 'chinese_lama' is none of chinese_llama, chinese_llama_published; did you mean chinese_llama?",
         ),
         ("scale=8b", "scale: '8b' is none of 13b, 33b, 7b, demo"),
-        ("cluster=loca", "cluster: 'loca' is none of address, local; did you mean local?"),
+        (
+            "cluster=loca",
+            "cluster: 'loca' is none of address, address_8gpu, kubernetes, kubernetes_8gpu, local; did you mean local?",
+        ),
         ("tracking=tensorboard", "tracking: 'tensorboard' is none of none, wandb"),
         (
             "train@stages.attention=mpl",
@@ -319,8 +323,8 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
         assert "abc" not in message
 
 
-@pytest.mark.parametrize(("word", "workers"), [("workers=3", 3), ("workers=2-8", WorkerRange(fewest=2, most=8))])
-def test_workers_are_a_number_or_a_range(word: str, workers: int | WorkerRange) -> None:
+@pytest.mark.parametrize(("word", "workers"), [("workers=3", 3), ("workers=2-8", Range(fewest=2, most=8))])
+def test_workers_are_a_number_or_a_range(word: str, workers: int | Range) -> None:
     recipe = compose([word])
     assert recipe.workers == workers
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe

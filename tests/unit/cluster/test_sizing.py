@@ -5,7 +5,7 @@ import pytest
 from orchestrator.cluster.session import Capacity
 from orchestrator.cluster.sizing import Size, allowed_numbers, check_precision, workers_for
 from orchestrator.errors import RecipeError
-from orchestrator.schema import AddressCluster, Cluster, LocalCluster, TrainStage, WorkerRange
+from orchestrator.schema import AddressCluster, Cluster, KubernetesCluster, LocalCluster, Range, TrainStage
 
 LAPTOP = Capacity(cpus=4, gpus=0, nodes=1)
 SERVER = Capacity(cpus=32, gpus=8, nodes=1)
@@ -30,9 +30,7 @@ def address(cpus_per_worker: int = 1) -> AddressCluster:
     return AddressCluster(kind="address", address="auto", cpus_per_worker=cpus_per_worker)
 
 
-def problems(
-    requested: int | WorkerRange | None, capacity: Capacity, cluster: Cluster, **stages: TrainStage
-) -> tuple[str, ...]:
+def problems(requested: int | Range | None, capacity: Capacity, cluster: Cluster, **stages: TrainStage) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         workers_for(requested, capacity, cluster, stages)
     return caught.value.problems
@@ -77,15 +75,15 @@ def test_more_workers_than_the_cluster_can_give_are_refused_with_what_it_has() -
 
 def test_a_range_leaves_the_numbers_that_divide_every_batch_and_shares_the_cpus_for_as_many_as_fit_now() -> None:
     stages = {"attention": stage(48), "instruct": stage(24)}
-    assert workers_for(WorkerRange(fewest=1, most=8), LAPTOP, LOCAL, stages) == Size((1, 2, 3, 6), gpus=0, cpus=1)
-    assert workers_for(WorkerRange(fewest=2, most=3), SERVER, LOCAL, stages) == Size((2, 3), gpus=1, cpus=10)
+    assert workers_for(Range(fewest=1, most=8), LAPTOP, LOCAL, stages) == Size((1, 2, 3, 6), gpus=0, cpus=1)
+    assert workers_for(Range(fewest=2, most=3), SERVER, LOCAL, stages) == Size((2, 3), gpus=1, cpus=10)
 
 
 def test_a_range_of_which_no_number_divides_or_fits_is_refused() -> None:
-    assert problems(WorkerRange(fewest=5, most=7), SERVER, LOCAL, attention=stage(32)) == (
+    assert problems(Range(fewest=5, most=7), SERVER, LOCAL, attention=stage(32)) == (
         "stages.attention: global_batch_size 32 is not divisible by micro_batch_size 4 x 7 workers = 28",
     )
-    (message,) = problems(WorkerRange(fewest=8, most=16), LAPTOP, LOCAL, attention=stage(64))
+    (message,) = problems(Range(fewest=8, most=16), LAPTOP, LOCAL, attention=stage(64))
     assert message == "workers: 8 are more than this cluster can give: 4 (0 GPUs and 4 CPUs on 1 nodes)"
 
 
@@ -107,3 +105,29 @@ def test_every_batch_that_does_not_divide_is_named_with_its_numbers() -> None:
     assert allowed_numbers(2, {"attention": stages["attention"]}) == (2,)
     with pytest.raises(RecipeError, match="= 12"):
         allowed_numbers(3, {"attention": stages["attention"]})
+
+
+def kubernetes(**settings: object) -> KubernetesCluster:
+    return KubernetesCluster.model_validate({"kind": "kubernetes", "image": "image", **settings})
+
+
+def test_where_workers_may_go_is_part_of_their_size() -> None:
+    settings = {"accelerator_type": "H100", "resources": {"disk": 2}, "labels": {"pool": "new"}, "placement": "spread"}
+    cluster = AddressCluster.model_validate({"kind": "address", "address": "auto", **settings})
+    size = workers_for(2, SERVER, cluster, {})
+    assert size.bundle == {"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001, "disk": 2}
+    assert (size.labels, size.placement) == ({"pool": "new"}, "spread")
+
+
+def test_a_range_of_nodes_is_a_range_of_workers() -> None:
+    cluster = kubernetes(nodes="1-4", gpus_per_node=8)
+    size = workers_for(None, Capacity(cpus=32, gpus=32, nodes=4), cluster, {"attention": stage(1024)})
+    assert size.allowed == (8, 16, 32)
+    fixed = kubernetes(nodes=4, gpus_per_node=8)
+    assert workers_for(None, Capacity(cpus=32, gpus=32, nodes=4), fixed, {"attention": stage(1024)}).allowed == (32,)
+    assert workers_for(16, Capacity(cpus=32, gpus=32, nodes=4), cluster, {"attention": stage(1024)}).allowed == (16,)
+
+
+def test_what_nodes_have_left_over_is_not_added_up() -> None:
+    cluster = kubernetes(nodes=2, gpus_per_node=0, cpus_per_node=8, cpus_per_worker=3)
+    assert workers_for(None, Capacity(cpus=16, gpus=0, nodes=2), cluster, {}).allowed == (4,)
