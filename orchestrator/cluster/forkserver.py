@@ -23,6 +23,8 @@ from typing import NoReturn
 from orchestrator.cluster.messages import Died
 from orchestrator.cluster.rank_process import run_rank
 
+NODE_VARIABLE = "ORCHESTRATOR_RAY_NODE"
+"""In the environment of a forkserver: the Ray node that it is on, as id@address of the cluster."""
 _STARTED, _ENDED = b"s", b"e"
 _MESSAGE = struct.Struct("!cii")
 """What happened, to which pid, and with which wait status."""
@@ -31,16 +33,16 @@ _MESSAGE = struct.Struct("!cii")
 class Forkserver:
     """One of them, as its worker sees it, and the processes that it forked."""
 
-    def __init__(self, preloaded: Sequence[str]) -> None:
+    def __init__(self, preloaded: Sequence[str], node: str = "") -> None:
         ours, theirs = socket.socketpair()
         # NVML tells how many GPUs there are without a CUDA context, after which a process could not be forked.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        own = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTORCH_NVML_BASED_CUDA_CHECK": "1", NODE_VARIABLE: node}
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             # Unbuffered, since a process that dies flushes nothing.
             [sys.executable, "-u", "-m", "orchestrator.cluster.forkserver", str(theirs.fileno()), *preloaded],
             pass_fds=[theirs.fileno()],
-            env=environment,
+            env=os.environ | own,
             stdin=subprocess.DEVNULL,
             stderr=self._complaints,
         )

@@ -28,7 +28,7 @@ class Worker:
 
     def __init__(self, preloaded: Sequence[str]) -> None:
         self._preloaded = preloaded
-        self._server = Forkserver(preloaded)
+        self._server = self._new_server()
         self._rank: _Rank | None = None
         self._starting = threading.Lock()
 
@@ -47,7 +47,7 @@ class Worker:
             # One that nobody waits for any more, because its start took too long.
             self.kill()
             if not self._server.is_alive():
-                self._server = Forkserver(self._preloaded)
+                self._server = self._new_server()
             rank = self._rank = _Rank(self._server, job)
         return rank.port(_MEETING_SECONDS) if job.meeting is None else None
 
@@ -69,6 +69,13 @@ class Worker:
         """Where each thread of the process stands."""
         assert self._rank
         return self._rank.stack()
+
+    def _new_server(self) -> Forkserver:
+        node = ""
+        if ray.is_initialized():
+            context = ray.get_runtime_context()
+            node = f"{context.get_node_id()}@{context.gcs_address}"
+        return Forkserver(self._preloaded, node)
 
 
 class _Rank:
