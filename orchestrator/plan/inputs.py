@@ -37,7 +37,7 @@ class Inputs:
 
 def find_inputs(recipe: Recipe) -> Inputs:
     """Finds and hashes all files that the recipe names; RecipeError lists everything that is missing."""
-    _check_credentials(recipe)
+    check_credentials(recipe)
     problems = _Problems()
     base: Path | RandomBase | None = None
     base_text: tuple[DataFile, ...] = ()
@@ -63,8 +63,9 @@ def find_inputs(recipe: Recipe) -> Inputs:
     return Inputs(base, base_text, data, held_out, _contents(base, base_text, data, sentencepiece_model))
 
 
-def _check_credentials(recipe: Recipe) -> None:
-    """Before anything else: other errors repeat the URLs that they are about, and so do records."""
+def check_credentials(recipe: Recipe) -> None:
+    """RecipeError names each field with a credential in it. Asked before anything else: other errors repeat the URLs that
+    they are about, and so do records and manifests."""
     if fields := fields_with_credentials(recipe):
         raise RecipeError(
             f"{field}: a URL in it carries a password, key or token, which would go into every record; "

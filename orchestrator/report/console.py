@@ -43,6 +43,14 @@ class Console:
         self._print(recipe.name, "bold")
         self._terminal.print(table)
 
+    def show_table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._terminal.print(table)
+
     def stage_begins(self, planned: PlannedStage) -> None:
         heading = Text.assemble((f"{planned.number} {planned.name}", "bold"), f" → {shown(planned.folder)}")
         self._terminal.print(heading)
@@ -53,6 +61,10 @@ class Console:
 
     def warn(self, text: str) -> None:
         self._print(text, "yellow")
+
+    def note(self, text: str) -> None:
+        """About the command itself, where its output is somebody else's; on stderr."""
+        Terminal(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style="dim"))
 
     def fail(self, text: str) -> None:
         """An error that a person can act on; on stderr."""
