@@ -12,8 +12,10 @@ READY = $(VENV)/.ready
 run: setup
 	$(BIN)/python launch/run.py $(ARGS)
 
+# Those that start Ray one after the other, the rest beside them; then alone those that measure seconds against a promise.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu and not soak and not timed" --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m timed
 
 # Fifty kills of a run of two hundred steps; a quarter of an hour.
 soak: setup

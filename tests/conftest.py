@@ -21,6 +21,19 @@ def measure(request: pytest.FixtureRequest) -> Measure:
     return lambda what, seconds: figures.append(f"{seconds:6.1f} s  {what}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What measures seconds against a promise runs alone, and of what starts Ray one at a time, whoever else runs.
+
+    Two clusters that start on one machine at the same moment may choose the same ports, and one of them hangs.
+    """
+    for item in items:
+        if "measure" in getattr(item, "fixturenames", ()):
+            item.add_marker("timed")
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if figures := config.stash.get(_FIGURES, []):
         terminalreporter.section("measured")

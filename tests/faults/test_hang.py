@@ -21,7 +21,7 @@ from orchestrator.cluster.sizing import Size
 from orchestrator.schema import LocalCluster
 from orchestrator.train.link import Link
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(200)]
 
 SIZE = Size((2,), gpus=0, cpus=1)
 HANG_SECONDS = 4.0

@@ -50,27 +50,37 @@ def test_after_too_many_failures_it_stops_and_the_good_checkpoint_stays(folder: 
         assert command.checkpoints()[-1] >= saved
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "truncated", "missing"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder: Path, undisturbed: Undisturbed, damage: str) -> None:
-    with running(WORDS, folder) as command:
-        command.wait_for_checkpoint(2 * SAVE_EVERY)
-        command.process.send_signal(signal.SIGTERM)
-        command.wait()
-        older, newest = command.checkpoints()
-        file = command.stage / "checkpoints" / f"step-{newest:08d}" / "tensors.safetensors"
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        match damage:
-            case "a flipped bit":
-                file.write_bytes(content)
-            case "truncated":
-                file.write_bytes(content[:-1])
-            case "missing":
-                file.unlink()
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGES = {flip_a_bit: "sha256 differs", truncate: "is truncated", Path.unlink: "is missing"}
+
+
+def test_damaged_checkpoints_are_passed_over_for_those_before(folder: Path, undisturbed: Undisturbed) -> None:
+    """Three times in one run: stopped, its newest checkpoint damaged in another way, and started again."""
+    expected = []
+    for damage in DAMAGES:
+        with running(WORDS, folder) as command:
+            before = len(command.events("checkpoint"))
+            command.wait_until(lambda: len(command.events("checkpoint")) > before + (not expected), "checkpoints")  # noqa: B023
+            command.process.send_signal(signal.SIGTERM)
+            command.wait()
+            older, newest = command.checkpoints()
+            damage(command.stage / "checkpoints" / f"step-{newest:08d}" / "tensors.safetensors")
+            expected.append((older, newest))
     with running(WORDS, folder) as again:
         assert again.wait() == 0, again.output
-        assert again.events("resumed")[0]["step"] == older
-        (damaged,) = again.events("damaged")
-        assert f"step {newest}" in damaged["what"]
-        assert damaged["what"] in again.output
+        assert [event["step"] for event in again.events("resumed")] == [older for older, _ in expected]
+        damaged = [event["what"] for event in again.events("damaged")]
+        for (_, newest), what, said in zip(expected, DAMAGES.values(), damaged, strict=True):
+            assert f"step {newest}" in said
+            assert what in said
+            assert said in again.output
         assert_nothing_was_lost(again, undisturbed)

@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.ray]
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_a_few_times(folder: Path, undisturbed: Undisturbed) -> None:
     found = soak(list(WORDS), folder, kills=4, seed=3)
