@@ -25,7 +25,7 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What measures seconds against a promise runs alone, and of what starts Ray one at a time, whoever else runs.
 
-    Two clusters that start on one machine at the same moment may choose the same ports, and one of them hangs.
+    Of two clusters that start on one machine at the same moment, one now and then hangs.
     """
     for item in items:
         if "measure" in getattr(item, "fixturenames", ()):
