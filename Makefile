@@ -7,15 +7,21 @@ ARGS ?= recipe=chinese_llama stage=2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: run test soak bench lint format setup clean
+.PHONY: run test test-ray test-rest soak bench lint format setup clean
 
 run: setup
 	$(BIN)/python launch/run.py $(ARGS)
 
-# Those that start Ray one after the other, the rest beside them; then alone those that measure seconds against a promise.
+# Tests that start Ray one after the other and the rest beside them; then alone those that measure seconds against a promise.
 test: setup lint
-	$(BIN)/python -m pytest -m "not gpu and not soak and not timed" --numprocesses 2 --dist loadgroup
+	$(MAKE) --no-print-directory --jobs=2 test-ray test-rest
 	$(BIN)/python -m pytest -m timed
+
+test-ray:
+	$(BIN)/python -m pytest -m "ray and not timed and not gpu and not soak"
+
+test-rest:
+	$(BIN)/python -m pytest -m "not ray and not timed and not gpu and not soak"
 
 # Fifty kills of a run of two hundred steps; a quarter of an hour.
 soak: setup

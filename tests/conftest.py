@@ -23,15 +23,10 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What measures seconds against a promise runs alone, and of what starts Ray one at a time, whoever else runs.
-
-    Of two clusters that start on one machine at the same moment, one now and then hangs.
-    """
+    """What measures seconds against a promise runs alone; before the tests of a run are chosen by their marks."""
     for item in items:
         if "measure" in getattr(item, "fixturenames", ()):
             item.add_marker("timed")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
