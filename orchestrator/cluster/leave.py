@@ -33,9 +33,15 @@ def leave(seconds: float) -> bool:
         pids = {process.pid for process in commands}
         # A supervised command is asked through its supervisor.
         for process in (each for each in commands if each.ppid() not in pids):
-            process.send_signal(signal.SIGTERM)
+            # It may have ended by itself just now.
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
         return _wait_for_none(_COMMAND, until)
-    _drain({process.environ().get(NODE_VARIABLE, "") for process in _processes(_HOLDER)} - {""}, seconds)
+    nodes = set()
+    for process in _processes(_HOLDER):
+        with suppress(psutil.NoSuchProcess):
+            nodes.add(process.environ().get(NODE_VARIABLE, ""))
+    _drain(nodes - {""}, seconds)
     return _wait_for_none(_HOLDER, until)
 
 
