@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.supervise import MAY_PASS
-from orchestrator.cluster.sizing import check_precision, declared_capacity, workers_for
+from orchestrator.cluster.capacity import declared_capacity
+from orchestrator.cluster.sizing import check_precision, workers_for
 from orchestrator.compose import compose
 from orchestrator.errors import ClusterError, OrchestratorError, RecipeError
 from orchestrator.plan.inputs import check_credentials

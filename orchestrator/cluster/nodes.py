@@ -12,13 +12,12 @@ from ray._private.state import state
 from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.capacity import Resources, is_selected, number_that_fit
+
 Answer = TypeVar("Answer")
 _ANSWER_SECONDS = 2.0
 _HEAD = "node:__internal_head__"
 """A resource that the head alone has."""
-
-Bundle = Mapping[str, float]
-"""What one worker takes, by resource."""
 
 
 def _asked_there(function: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -56,7 +55,7 @@ def answers(node: str) -> bool:
 
 
 @_asked_there
-def room(bundle: Bundle, labels: Mapping[str, str], own: Mapping[str, int]) -> int:
+def room(bundle: Resources, labels: Mapping[str, str], own: Mapping[str, int]) -> int:
     """How many workers the cluster could hold now, besides what others use.
 
     `labels` is what a worker's node must be labelled; `own` is how many of ours each node holds.
@@ -64,19 +63,4 @@ def room(bundle: Bundle, labels: Mapping[str, str], own: Mapping[str, int]) -> i
     leaving = leaving_nodes()
     free = state.available_resources_per_node()
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and is_selected(node["Labels"], labels)}
-    places = 0
-    for node in alive - leaving.keys():
-        fitting = [int(free.get(node, {}).get(name, 0.0) / amount + 1e-6) for name, amount in bundle.items()]
-        places += min(fitting) + own.get(node, 0)
-    return places
-
-
-def is_selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node's labels are what a selector of Ray's wants: `a`, `!a`, `in(a,b)` or `!in(a,b)` for each label."""
-    return all(_is_wanted(labels.get(name), wanted) for name, wanted in selector.items())
-
-
-def _is_wanted(value: str | None, wanted: str) -> bool:
-    negated, wanted = wanted.startswith("!"), wanted.removeprefix("!")
-    values = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
-    return (value in [each.strip() for each in values]) != negated
+    return sum(number_that_fit(bundle, free.get(node, {})) + own.get(node, 0) for node in alive - leaving.keys())

@@ -16,9 +16,9 @@ import ray.exceptions
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
+from orchestrator.cluster.capacity import Capacity, Node, declared_capacity
 from orchestrator.cluster.code import staged
 from orchestrator.cluster.failures import cause_of
-from orchestrator.cluster.sizing import Capacity, declared_capacity
 from orchestrator.errors import ClusterError, RecipeError
 from orchestrator.schema import AddressCluster, Cluster, KubernetesCluster, LocalCluster
 
@@ -143,6 +143,4 @@ def _remove_left_folders() -> None:
 
 
 def _capacity() -> Capacity:
-    resources = ray.cluster_resources()
-    nodes = sum(name.startswith("node:") and "internal_head" not in name for name in resources)
-    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), nodes)
+    return Capacity(tuple(Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]))

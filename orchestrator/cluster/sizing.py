@@ -1,28 +1,14 @@
-"""How many workers, and what each gets."""
+"""How many workers there are, and what each gets."""
 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from orchestrator.cluster.capacity import Capacity, accelerator
 from orchestrator.errors import ClusterError, RecipeError
 from orchestrator.schema import Cluster, KubernetesCluster, PlacedCluster, Range, TrainStage
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster can ever give."""
-
-    cpus: int
-    gpus: int
-    nodes: int
-
-
-def declared_capacity(cluster: KubernetesCluster) -> Capacity:
-    """What a cluster will give once all of its nodes are there."""
-    nodes = cluster.most_nodes
-    return Capacity(nodes * cluster.cpus_per_node, nodes * cluster.gpus_per_node, nodes)
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,10 @@ def workers_for(
 
     RecipeError when the cluster can never give as many, or a batch does not divide; all stages are named at once.
     """
-    most = _most_workers(capacity, cluster)
+    labels = cluster.labels if isinstance(cluster, PlacedCluster) else {}
+    capacity = capacity.selected(labels)
+    size = _of_each(capacity, cluster)
+    most = capacity.holds(size.bundle)
     if requested is None and isinstance(cluster, KubernetesCluster) and cluster.grows:
         # Pods that are there at first are the fewest.
         requested = Range(fewest=max(1, most * cluster.fewest_nodes // cluster.most_nodes), most=most)
@@ -64,11 +53,13 @@ def workers_for(
     fewest = requested.fewest if isinstance(requested, Range) else requested
     allowed = allowed_numbers(requested, stages) if fewest <= most else (fewest,)
     if allowed[0] > most:
-        raise RecipeError(
-            f"workers: {allowed[0]} are more than this cluster can give: {most} "
-            f"({capacity.gpus} GPUs and {capacity.cpus} CPUs on {capacity.nodes} nodes)"
-        )
-    return _size(allowed, most, capacity, cluster)
+        where = f"{capacity} labelled {labels}" if labels else str(capacity)
+        raise RecipeError(f"workers: {allowed[0]} of {size.bundle} are more than this cluster can give: {most} ({where})")
+    if isinstance(cluster, PlacedCluster):
+        return replace(size, allowed=allowed)
+    # A cluster may run more than this; a machine that only runs this is shared out whole.
+    at_once = max(number for number in allowed if number <= most)
+    return replace(size, allowed=allowed, cpus=capacity.total("CPU") // at_once)
 
 
 def check_precision(precision: str, size: Size) -> None:
@@ -95,26 +86,13 @@ def allowed_numbers(requested: int | Range, stages: Mapping[str, TrainStage]) ->
     return allowed
 
 
-def _most_workers(capacity: Capacity, cluster: Cluster) -> int:
-    """One for each GPU where there are any, as far as the CPUs allow."""
-    if isinstance(cluster, KubernetesCluster):
-        # By node, since all are alike: what two of them have left over together is of no use.
-        by_cpu = cluster.cpus_per_node // cluster.cpus_per_worker
-        return cluster.most_nodes * (min(by_cpu, cluster.gpus_per_node) if cluster.gpus_per_node else by_cpu)
-    by_cpu = capacity.cpus // (cluster.cpus_per_worker if isinstance(cluster, PlacedCluster) else 1)
-    return min(by_cpu, capacity.gpus) if capacity.gpus else by_cpu
-
-
-def _size(allowed: tuple[int, ...], most: int, capacity: Capacity, cluster: Cluster) -> Size:
-    # A cluster may run more than this; a machine that only runs this is shared out whole.
-    at_once = max(number for number in allowed if number <= most)
-    gpus = 1 if capacity.gpus else 0
-    if not isinstance(cluster, PlacedCluster):
-        return Size(allowed, gpus, capacity.cpus // at_once)
-    # As Ray keeps to an accelerator: every node that has one has a little of a resource of that name.
-    accelerator = {f"accelerator_type:{cluster.accelerator_type}": 0.001} if cluster.accelerator_type else {}
-    other = {**accelerator, **cluster.resources}
-    return Size(allowed, gpus, cluster.cpus_per_worker, other, cluster.labels, cluster.placement)
+def _of_each(capacity: Capacity, cluster: Cluster) -> Size:
+    """What each worker takes at the least; a GPU where there are any."""
+    gpus = 1 if capacity.total("GPU") else 0
+    if isinstance(cluster, PlacedCluster):
+        other = {**accelerator(cluster.accelerator_type), **cluster.resources}
+        return Size((), gpus, cluster.cpus_per_worker, other, cluster.labels, cluster.placement)
+    return Size((), gpus, cluster.cpus_per_worker)
 
 
 def _indivisible(num_workers: int, stages: Mapping[str, TrainStage]) -> list[str]:

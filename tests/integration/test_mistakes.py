@@ -95,7 +95,7 @@ def test_more_workers_than_the_machine_has_are_refused_with_what_it_can_give(tmp
     completed = run_command(["workers=1024", *batches], tmp_path, seconds=120)
     assert completed.returncode == 2
     assert "Traceback" not in completed.stderr
-    assert "workers: 1024 are more than this cluster can give" in completed.stderr
+    assert "workers: 1024 of {'CPU': 1} are more than this cluster can give" in completed.stderr
     assert not list(tmp_path.glob("runs/*-????????????"))
 
 

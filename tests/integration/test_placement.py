@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.attempt import places
+from orchestrator.cluster.capacity import Capacity, Node
 from orchestrator.cluster.group import Member, WorkerGroup
 from orchestrator.cluster.nodes import room
-from orchestrator.cluster.sizing import Capacity, Size, workers_for
-from orchestrator.errors import ClusterError
+from orchestrator.cluster.sizing import Size, workers_for
+from orchestrator.errors import ClusterError, RecipeError
 from orchestrator.schema import AddressCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -24,6 +25,9 @@ NODES: dict[str, dict[str, Any]] = {
     "127.0.0.4": {"labels": {"pool": "new"}},
 }
 """By address; each has four CPUs and two devices."""
+CAPACITY = Capacity(
+    tuple(Node({"CPU": 4, "GPU": 2, **node.get("resources", {})}, node["labels"]) for node in NODES.values())
+)
 Place = Callable[..., list[Member]]
 
 
@@ -56,7 +60,7 @@ def place() -> Iterator[Place]:
 
     def placed(number: int, **cluster: Any) -> list[Member]:
         settings = AddressCluster(kind="address", address="auto", **cluster)
-        size = workers_for(number, Capacity(cpus=12, gpus=6, nodes=3), settings, {})
+        size = workers_for(number, CAPACITY, settings, {})
         groups.append(WorkerGroup(size, ("json",), print, wait_seconds=6))
         members = groups[-1].members(lambda: False)
         assert members is not None
@@ -122,11 +126,17 @@ def test_custom_resources_say_so_too(place: Place) -> None:
     assert nodes_of(place(2, resources={"fast_disk": 1})) == ["127.0.0.2", "127.0.0.2"]
 
 
-def test_what_no_node_has_is_waited_for_and_named(place: Place) -> None:
-    with pytest.raises(ClusterError, match=r"no room for 1 workers of .*accelerator_type:H100"):
+def test_what_no_node_has_is_refused_at_once(place: Place) -> None:
+    with pytest.raises(RecipeError, match=r"workers: 1 of .*accelerator_type:H100.* are more than this cluster can give: 0"):
         place(1, accelerator_type="H100")
-    with pytest.raises(ClusterError, match="no room for 3 workers"):
+    with pytest.raises(RecipeError, match=r"2 \(2 GPUs and 4 CPUs on 1 nodes labelled {'pool': 'old'}\)"):
         place(3, labels={"pool": "old"})
+
+
+def test_what_others_use_is_waited_for_and_named(place: Place) -> None:
+    place(5)
+    with pytest.raises(ClusterError, match=r"no room for 2 workers of {'CPU': 1, 'GPU': 1}"):
+        place(2)
 
 
 def test_a_group_with_labels_counts_only_their_nodes_as_room(place: Place) -> None:

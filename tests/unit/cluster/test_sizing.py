@@ -2,13 +2,13 @@
 
 import pytest
 
-from orchestrator.cluster.session import Capacity
+from orchestrator.cluster.capacity import Capacity, Node, declared_capacity
 from orchestrator.cluster.sizing import Size, allowed_numbers, check_precision, workers_for
 from orchestrator.errors import RecipeError
 from orchestrator.schema import AddressCluster, Cluster, KubernetesCluster, LocalCluster, Range, TrainStage
 
-LAPTOP = Capacity(cpus=4, gpus=0, nodes=1)
-SERVER = Capacity(cpus=32, gpus=8, nodes=1)
+LAPTOP = Capacity((Node({"CPU": 4}),))
+SERVER = Capacity((Node({"CPU": 32, "GPU": 8}),))
 LOCAL = LocalCluster(kind="local")
 
 
@@ -41,7 +41,7 @@ def problems(requested: int | Range | None, capacity: Capacity, cluster: Cluster
     [
         (LAPTOP, LOCAL, Size(allowed=(4,), gpus=0, cpus=1)),
         (SERVER, LOCAL, Size(allowed=(8,), gpus=1, cpus=4)),
-        (Capacity(cpus=2, gpus=8, nodes=1), LOCAL, Size(allowed=(2,), gpus=1, cpus=1)),
+        (Capacity((Node({"CPU": 2, "GPU": 8}),)), LOCAL, Size(allowed=(2,), gpus=1, cpus=1)),
         (LAPTOP, address(cpus_per_worker=2), Size(allowed=(2,), gpus=0, cpus=2)),
         (SERVER, address(), Size(allowed=(8,), gpus=1, cpus=1)),
         (SERVER, address(cpus_per_worker=16), Size(allowed=(2,), gpus=1, cpus=16)),
@@ -67,7 +67,7 @@ def test_workers_that_are_asked_for_share_the_cpus() -> None:
 
 def test_more_workers_than_the_cluster_can_give_are_refused_with_what_it_has() -> None:
     assert problems(9, SERVER, LOCAL, attention=stage(1024)) == (
-        "workers: 9 are more than this cluster can give: 8 (8 GPUs and 32 CPUs on 1 nodes)",
+        "workers: 9 of {'CPU': 1, 'GPU': 1} are more than this cluster can give: 8 (8 GPUs and 32 CPUs on 1 nodes)",
     )
     (message,) = problems(None, LAPTOP, address(cpus_per_worker=8), attention=stage(16))
     assert message.endswith("this cluster can give: 0 (0 GPUs and 4 CPUs on 1 nodes)")
@@ -84,7 +84,7 @@ def test_a_range_of_which_no_number_divides_or_fits_is_refused() -> None:
         "stages.attention: global_batch_size 32 is not divisible by micro_batch_size 4 x 7 workers = 28",
     )
     (message,) = problems(Range(fewest=8, most=16), LAPTOP, LOCAL, attention=stage(64))
-    assert message == "workers: 8 are more than this cluster can give: 4 (0 GPUs and 4 CPUs on 1 nodes)"
+    assert message == "workers: 8 of {'CPU': 1} are more than this cluster can give: 4 (0 GPUs and 4 CPUs on 1 nodes)"
 
 
 def test_half_precision_needs_a_gpu() -> None:
@@ -114,20 +114,43 @@ def kubernetes(**settings: object) -> KubernetesCluster:
 def test_where_workers_may_go_is_part_of_their_size() -> None:
     settings = {"accelerator_type": "H100", "resources": {"disk": 2}, "labels": {"pool": "new"}, "placement": "spread"}
     cluster = AddressCluster.model_validate({"kind": "address", "address": "auto", **settings})
-    size = workers_for(2, SERVER, cluster, {})
+    resources = {"CPU": 8, "GPU": 8, "accelerator_type:H100": 1, "disk": 4}
+    capacity = Capacity((Node(resources, {"pool": "new"}), Node(resources, {"pool": "old"})))
+    size = workers_for(2, capacity, cluster, {})
     assert size.bundle == {"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001, "disk": 2}
     assert (size.labels, size.placement) == ({"pool": "new"}, "spread")
+    (message,) = problems(3, capacity, cluster)
+    assert message.endswith("are more than this cluster can give: 2 (8 GPUs and 8 CPUs on 1 nodes labelled {'pool': 'new'})")
+
+
+def test_nodes_that_are_not_selected_decide_nothing() -> None:
+    cluster = AddressCluster(kind="address", address="auto", labels={"pool": "cpus"})
+    capacity = Capacity((Node({"CPU": 8, "GPU": 8}, {"pool": "gpus"}), Node({"CPU": 6}, {"pool": "cpus"})))
+    assert workers_for(None, capacity, cluster, {}) == Size((6,), gpus=0, cpus=1, labels={"pool": "cpus"})
+
+
+def test_a_head_without_gpus_trains_nothing_where_others_have_some() -> None:
+    capacity = Capacity((Node({"CPU": 64}), Node({"CPU": 8, "GPU": 4}), Node({"CPU": 8, "GPU": 4})))
+    assert workers_for(None, capacity, address(), {}).allowed == (8,)
+    assert workers_for(None, capacity, address(cpus_per_worker=4), {}).allowed == (4,)
 
 
 def test_a_range_of_nodes_is_a_range_of_workers() -> None:
     cluster = kubernetes(nodes="1-4", gpus_per_node=8)
-    size = workers_for(None, Capacity(cpus=32, gpus=32, nodes=4), cluster, {"attention": stage(1024)})
+    size = workers_for(None, declared_capacity(cluster), cluster, {"attention": stage(1024)})
     assert size.allowed == (8, 16, 32)
     fixed = kubernetes(nodes=4, gpus_per_node=8)
-    assert workers_for(None, Capacity(cpus=32, gpus=32, nodes=4), fixed, {"attention": stage(1024)}).allowed == (32,)
-    assert workers_for(16, Capacity(cpus=32, gpus=32, nodes=4), cluster, {"attention": stage(1024)}).allowed == (16,)
+    assert workers_for(None, declared_capacity(fixed), fixed, {"attention": stage(1024)}).allowed == (32,)
+    assert workers_for(16, declared_capacity(cluster), cluster, {"attention": stage(1024)}).allowed == (16,)
 
 
 def test_what_nodes_have_left_over_is_not_added_up() -> None:
     cluster = kubernetes(nodes=2, gpus_per_node=0, cpus_per_node=8, cpus_per_worker=3)
-    assert workers_for(None, Capacity(cpus=16, gpus=0, nodes=2), cluster, {}).allowed == (4,)
+    assert workers_for(None, declared_capacity(cluster), cluster, {}).allowed == (4,)
+    nodes = Capacity((Node({"CPU": 8}), Node({"CPU": 8}), Node({"CPU": 2})))
+    assert workers_for(None, nodes, address(cpus_per_worker=3), {}).allowed == (4,)
+
+
+def test_a_machine_gives_each_worker_as_many_cpus_as_it_must_have() -> None:
+    cluster = LocalCluster(kind="local", cpus_per_worker=2)
+    assert workers_for(None, LAPTOP, cluster, {}) == Size(allowed=(2,), gpus=0, cpus=2)

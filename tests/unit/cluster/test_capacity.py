@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.cluster.nodes import is_selected
+from orchestrator.cluster.capacity import is_selected
 
 LABELS = {"pool": "new", "zone": "a"}
 
