@@ -1,11 +1,11 @@
 """From a recipe and the words that made it to the RayJob that runs them."""
 
-import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import yaml
 
+from orchestrator.rayjob.entrypoint import entrypoint_of
 from orchestrator.rayjob.job import (
     Auth,
     Autoscaler,
@@ -44,7 +44,7 @@ def build_rayjob(recipe: Recipe, cluster: KubernetesCluster, words: Sequence[str
     return RayJob(
         metadata=Metadata(name=job_name(recipe), namespace=cluster.namespace, labels={**labels, **queued}),
         spec=RayJobSpec(
-            entrypoint=shlex.join(["python", "launch/run.py", *words]),
+            entrypoint=entrypoint_of(["python", "launch/run.py", *words]),
             # Into the job's metadata and Ray's dashboard, so nothing that is anybody's secret.
             runtime_env_yaml=yaml.safe_dump({"env_vars": {"PYTHONUNBUFFERED": "1"}}),
             submission_mode="K8sJobMode",

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.compose import compose
 from orchestrator.rayjob.build import build_rayjob
+from orchestrator.rayjob.job import RayJob
 from orchestrator.schema import KubernetesCluster, Recipe
 from tests.shared_data import SHARED
 
@@ -29,9 +30,12 @@ def recipe_of(*words: str) -> tuple[Recipe, KubernetesCluster]:
     return recipe, recipe.cluster
 
 
+def job_of(words: tuple[str, ...]) -> RayJob:
+    return build_rayjob(*recipe_of(*words), words)
+
+
 def manifest_of(*words: str) -> dict[str, Any]:
-    words = words or ("recipe=chinese_llama", "stage=2", "cluster=kubernetes")
-    return build_rayjob(*recipe_of(*words), words).as_manifest()
+    return job_of(words or ("recipe=chinese_llama", "stage=2", "cluster=kubernetes")).as_manifest()
 
 
 def planted(manifest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
