@@ -14,8 +14,8 @@ from orchestrator.rayjob.names import MAX_NAME, PREFIX
 from orchestrator.rayjob.state import JobState, state_of
 
 _LOOK_SECONDS = 2.0
-_PATIENCE_SECONDS = 300.0
-"""For an API server that does not answer."""
+_AWAY_SECONDS = 10.0
+"""Until an API server that was away is asked again."""
 _LAST_LINES_SECONDS = 10.0
 """A log may reach us after the status does."""
 
@@ -41,10 +41,10 @@ def submit(jobs: RayJobs, job: RayJob, say: Say) -> str:
         return name
 
 
-def follow(jobs: RayJobs, name: str, say: Say, show: Say) -> JobState:
+def follow(jobs: RayJobs, name: str, say: Say, show: Say, patience_seconds: float = 300.0) -> JobState:
     """Until the job has ended; `say` gets what happens to it, `show` what its command prints.
 
-    Raises ClusterError when it is deleted meanwhile.
+    Raises ClusterError when it is deleted meanwhile, or when the API server was away for longer than `patience_seconds`.
     """
     logs, said, answered = _Logs(jobs, name, show), "", time.monotonic()
     while True:
@@ -54,10 +54,10 @@ def follow(jobs: RayJobs, name: str, say: Say, show: Say) -> JobState:
             answered = time.monotonic()
         except ClusterError as error:
             # The API server is away now and then, and a job runs for days.
-            if time.monotonic() - answered > _PATIENCE_SECONDS:
+            if time.monotonic() - answered > patience_seconds:
                 raise
             say(f"{name}: {error}; asking again")
-            time.sleep(_LOOK_SECONDS * 5)
+            time.sleep(min(_AWAY_SECONDS, patience_seconds))
             continue
         if found is None:
             raise ClusterError(f"cluster: the RayJob {name} was deleted; the same command hands it in again, and goes on")

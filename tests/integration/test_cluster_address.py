@@ -83,3 +83,32 @@ def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
     assert completed.returncode == MAY_PASS
     assert "cluster.address: no Ray cluster answers at 127.0.0.1:1" in completed.stderr
     assert "Traceback" not in completed.stderr
+
+
+_ASKED = """
+import orchestrator.cluster, json, sys
+from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL as CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
+import ray
+from orchestrator.cluster.session import connected
+from orchestrator.schema import KubernetesCluster
+with connected(KubernetesCluster.model_validate({"kind": "kubernetes", "image": "image", "nodes": json.loads(sys.argv[1])})):
+    during = _internal_kv_get(CHANNEL)
+ray.init(address=sys.argv[2], log_to_driver=False)
+print("asked", during.decode() if during else None, "then", (_internal_kv_get(CHANNEL) or b"null").decode())
+"""
+
+
+def test_nodes_of_a_range_are_asked_for_while_the_command_runs_and_no_longer(address: str, tmp_path: Path) -> None:
+    """Ray's autoscaler adds nodes for what is asked for, and takes idle ones away."""
+
+    def asked(nodes: str) -> str:
+        command = [sys.executable, "-c", _ASKED, nodes, address]
+        environment = command_environment(tmp_path) | {"RAY_ADDRESS": address}
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert completed.returncode == 0, completed.stderr
+        return next(line for line in completed.stdout.splitlines() if line.startswith("asked"))
+
+    assert asked("2") == "asked None then null"
+    assert asked('"1-3"').count('"GPU": 1') == 3
+    assert asked('"1-3"').endswith("then []")

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,46 +21,13 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from orchestrator.rayjob.crd import read_schema, schema_problems, with_defaults
+from tests.kubernetes.kinds import KINDS, Kind, discovery
 
 CONTEXT = "small"
 NAMESPACE = "orchestrator"
 """Where tests keep their objects, as a user does by default."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of object that the server knows."""
-
-    group: str
-    version: str
-    plural: str
-    name: str
-    namespaced: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
-    def prefix(self) -> str:
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-
-
-KINDS = (
-    Kind("", "v1", "namespaces", "Namespace", namespaced=False),
-    Kind("", "v1", "pods", "Pod"),
-    Kind("", "v1", "secrets", "Secret"),
-    Kind("", "v1", "configmaps", "ConfigMap"),
-    Kind("", "v1", "serviceaccounts", "ServiceAccount"),
-    Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
-    Kind("ray.io", "v1", "rayjobs", "RayJob"),
-    Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
-    Kind("rbac.authorization.k8s.io", "v1", "roles", "Role"),
-    Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding"),
-    Kind("kueue.x-k8s.io", "v1beta1", "localqueues", "LocalQueue"),
-    Kind("kueue.x-k8s.io", "v1beta1", "clusterqueues", "ClusterQueue", namespaced=False),
-    Kind("kueue.x-k8s.io", "v1beta1", "resourceflavors", "ResourceFlavor", namespaced=False),
-)
 _PATH = re.compile(
     r"(?P<prefix>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[a-z]+)(/(?P<name>[^/]+))?(/(?P<sub>log|status))?"
@@ -80,6 +47,10 @@ class ApiServer:
     """By pod. A follower gets lines until the pod has ended."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path with its query, in order."""
+    refusing: Callable[[str, str], "Refused | None"] = lambda method, path: None
+    """Asked of every request, by method and path."""
+    cut_after: int | None = None
+    """The next follower of a log loses the connection after so many lines."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     url: str = ""
 
@@ -99,6 +70,10 @@ class ApiServer:
     def of_kind(self, plural: str) -> list[dict[str, Any]]:
         with self.lock:
             return [each for (found, _, _), each in self.objects.items() if found == plural]
+
+    def add_namespace(self, name: str = NAMESPACE) -> None:
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        self.objects["namespaces", "", name] = _created(namespace, "")
 
     def set_status(self, name: str, namespace: str = NAMESPACE, **fields: Any) -> None:
         """As the operator does."""
@@ -180,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(length)
         self.state.requests.append((self.command, self.path))
         try:
+            if refused := self.state.refusing(self.command, self.path):
+                raise refused
             answer = act()
         except Refused as refused:
             self._send(refused.status["code"], refused.status)
@@ -197,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _get(self) -> Any:
-        if (found := _discovery(self._url)) is not None:
+        if (found := discovery(self._url)) is not None:
             return found
         kind, namespace, name, sub = self._place()
         if sub == "log":
@@ -274,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
             content = with_defaults(content, self.state.schema)
         with self.state.lock:
             key = (kind.plural, namespace, name)
+            if namespace and ("namespaces", "", namespace) not in self.state.objects:
+                raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
             if must_be_new and key in self.state.objects:
                 raise Refused(409, "AlreadyExists", f'{kind.plural}.{kind.group} "{name}" already exists')
             stored = _created(content, namespace) if key not in self.state.objects else _touch(content)
@@ -305,7 +284,13 @@ class _Handler(BaseHTTPRequestHandler):
                     found = self.state.objects.get(("pods", namespace, pod))
                     is_over = not follows or found is None or found["status"]["phase"] in ("Succeeded", "Failed")
                 for line in lines:
+                    if follows and self.state.cut_after == 0:
+                        self.state.cut_after = None
+                        self.close_connection = True
+                        return
                     self._chunk(line.encode() + b"\n")
+                    if follows and self.state.cut_after:
+                        self.state.cut_after -= 1
                 sent += len(lines)
                 if is_over:
                     break
@@ -314,68 +299,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _chunk(self, content: bytes) -> None:
         self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
-
-
-def _discovery(path: str) -> dict[str, Any] | None:
-    groups = sorted({(kind.group, kind.version) for kind in KINDS if kind.group})
-    match path:
-        case "/version":
-            return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
-        case "/api":
-            return {"kind": "APIVersions", "versions": ["v1"]}
-        case "/apis":
-            entries = [
-                {"name": group, "versions": [entry], "preferredVersion": entry}
-                for group, version in groups
-                for entry in [{"groupVersion": f"{group}/{version}", "version": version}]
-            ]
-            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": entries}
-        case "/openapi/v3":
-            prefixes = sorted({kind.prefix for kind in KINDS})
-            return {"paths": {prefix[1:]: {"serverRelativeURL": f"/openapi/v3{prefix}"} for prefix in prefixes}}
-    if kinds := [kind for kind in KINDS if kind.prefix == path]:
-        head = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": kinds[0].api_version}
-        return {**head, "resources": [_resource(kind) for kind in kinds]}
-    if path.startswith("/openapi/v3"):
-        return _open_api([kind for kind in KINDS if kind.prefix == path.removeprefix("/openapi/v3")])
-    return None
-
-
-def _resource(kind: Kind) -> dict[str, Any]:
-    verbs = ["create", "delete", "get", "list", "patch", "update"]
-    return {
-        "name": kind.plural,
-        "singularName": kind.name.lower(),
-        "namespaced": kind.namespaced,
-        "kind": kind.name,
-        "verbs": verbs,
-    }
-
-
-def _open_api(kinds: list[Kind]) -> dict[str, Any]:
-    """Says of each kind no more than that the server checks fields itself, so that kubectl leaves it to it."""
-    parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in ("dryRun", "fieldValidation")]
-    paths = {}
-    for kind in kinds:
-        inside = "/namespaces/{namespace}" if kind.namespaced else ""
-        identity = {"group": kind.group, "version": kind.version, "kind": kind.name}
-        operation = {"parameters": parameters, "x-kubernetes-group-version-kind": identity, "responses": {}}
-        paths[f"{kind.prefix}{inside}/{kind.plural}"] = {"post": operation}
-        paths[f"{kind.prefix}{inside}/{kind.plural}/{{name}}"] = {"patch": operation, "put": operation}
-    schemas = {
-        f"{kind.group or 'core'}.{kind.version}.{kind.name}": {
-            "type": "object",
-            "x-kubernetes-preserve-unknown-fields": True,
-            "x-kubernetes-group-version-kind": [{"group": kind.group, "version": kind.version, "kind": kind.name}],
-        }
-        for kind in kinds
-    }
-    return {
-        "openapi": "3.0.0",
-        "info": {"title": "small", "version": "1"},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }
 
 
 def _created(content: dict[str, Any], namespace: str) -> dict[str, Any]:

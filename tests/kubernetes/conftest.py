@@ -10,11 +10,19 @@ from tests.unit.rayjob.manifests import crd
 
 
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
+def bare_server() -> Iterator[ApiServer]:
+    """With no object in it."""
     with api_server(crd()) as found:
         yield found
 
 
 @pytest.fixture
-def kubeconfig(server: ApiServer, tmp_path: Path) -> Path:
-    return server.kubeconfig(tmp_path / "kubeconfig")
+def server(bare_server: ApiServer) -> ApiServer:
+    """With the namespace that jobs go to."""
+    bare_server.add_namespace()
+    return bare_server
+
+
+@pytest.fixture
+def kubeconfig(bare_server: ApiServer, tmp_path: Path) -> Path:
+    return bare_server.kubeconfig(tmp_path / "kubeconfig")

@@ -2,9 +2,11 @@
 
 Followed is its life as of version 1.7.0: Initializing, Running, then Complete or Failed; Retrying with another cluster while
 `backoffLimit` allows; a deadline for each try, which is not tried again; Suspended and resumed. Pods are processes here: one
-Ray head without CPUs and one node for each worker, started and ended as a pod's are, the command's own last words included.
+Ray head without CPUs and one node for each worker, started and ended as a pod's are, the command's own last words included,
+and one that hands the entrypoint in by the same shell script and commands of Ray's as the operator's submitter.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from typing import Any
 
 import psutil
 import yaml
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from tests.kubernetes.api_server import NAMESPACE, ApiServer
 
@@ -98,6 +100,46 @@ def ray_cluster(project: Path, home: Path, workers: int, variables: Mapping[str,
             cluster.close()
 
 
+class Submitter(threading.Thread):
+    """The pods that hand a job in and follow its log. Another is tried when one fails, and finds what the first has done."""
+
+    def __init__(self, server: ApiServer, name: str, spec: Mapping[str, Any], cluster: RayCluster, submission: str) -> None:
+        super().__init__(daemon=True)
+        self._server, self._job, self._cluster = server, name, cluster
+        self._labels = spec["submitterPodTemplate"]["metadata"]["labels"]
+        self._tries = 1 + spec["submitterConfig"]["backoffLimit"]
+        self._script = _submitter_script(spec, cluster.address, submission)
+        self._process: subprocess.Popen[str] | None = None
+        self._is_closed = False
+
+    def run(self) -> None:
+        for _ in range(self._tries):
+            pod = f"{self._job}-{uuid.uuid4().hex[:5]}"
+            self._server.add_pod(pod, {**self._labels, "job-name": self._job})
+            self._process = subprocess.Popen(
+                ["bash", "-c", self._script],
+                env=self._cluster.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            assert self._process.stdout
+            for line in self._process.stdout:
+                self._server.logs[pod].append(line.rstrip("\n"))
+            failed = self._process.wait() != 0
+            self._server.end_pod(pod, "Failed" if failed else "Succeeded")
+            if not failed or self._is_closed:
+                return
+
+    def close(self) -> None:
+        """The pod is deleted, and the session of its shell with it."""
+        self._is_closed = True
+        if self._process and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.join(10)
+
+
 @dataclass
 class Operator:
     """Looks after all RayJobs of an API server."""
@@ -162,29 +204,31 @@ class Operator:
             self.clusters[name] = cluster
             headers = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
             client = JobSubmissionClient(cluster.address, headers=headers)
-            environment = yaml.safe_load(spec.get("runtimeEnvYAML") or "{}")
-            submission = _handed_in(client, spec["entrypoint"], environment)
-            pod = f"{name}-{uuid.uuid4().hex[:5]}"
-            labels = spec["submitterPodTemplate"]["metadata"]["labels"]
-            self.server.add_pod(pod, {**labels, "job-name": name})
-            self._set(name, jobDeploymentStatus="Running", jobStatus="RUNNING", jobId=submission)
+            submission = f"{name}-{uuid.uuid4().hex[:5]}"
+            self._set(name, jobDeploymentStatus="Running", jobStatus="PENDING", jobId=submission)
+            submitter = Submitter(self.server, name, spec, cluster, submission)
+            submitter.start()
             try:
-                return self._watch(name, client, submission, pod, started)
+                outcome, message = self._watch(name, client, submission, started)
+                if outcome in JobStatus.__members__:
+                    # It ends by itself, once it has read the log to its end.
+                    submitter.join(60)
+                return outcome, message
             finally:
-                self.server.end_pod(pod)
+                submitter.close()
                 del self.clusters[name]
 
-    def _watch(self, name: str, client: JobSubmissionClient, submission: str, pod: str, started: float) -> tuple[str, str]:
+    def _watch(self, name: str, client: JobSubmissionClient, submission: str, started: float) -> tuple[str, str]:
         while True:
             time.sleep(_LOOK_SECONDS)
-            info = client.get_job_info(submission)
-            assert info
-            self.server.logs[pod] = client.get_job_logs(submission).splitlines()
+            info = self._look(client, submission)
+            if info:
+                self._set(name, jobStatus=info.status.value)
             found = self.server.objects.get(("rayjobs", NAMESPACE, name))
             if found is None or self.stopping.is_set():
                 self._end_pods(name, client, submission)
                 return "gone", ""
-            if info.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
+            if info and info.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
                 return info.status.value, info.message or ""
             if found["spec"].get("suspend"):
                 self._end_pods(name, client, submission)
@@ -192,6 +236,12 @@ class Operator:
             if time.monotonic() - started > found["spec"].get("activeDeadlineSeconds", float("inf")):
                 self._end_pods(name, client, submission)
                 return "DeadlineExceeded", "The RayJob has passed the activeDeadlineSeconds."
+
+    def _look(self, client: JobSubmissionClient, submission: str) -> JobDetails | None:
+        # Until the submitter has handed it in, the server knows of no such job.
+        with suppress(RuntimeError):
+            return client.get_job_info(submission)
+        return None
 
     def _end_pods(self, name: str, client: JobSubmissionClient, submission: str) -> None:
         """Ray's job server is asked to stop the command, and so is the head's container, by its last act: twice SIGTERM."""
@@ -210,15 +260,17 @@ class Operator:
             self.server.set_status(name, **fields)
 
 
-def _handed_in(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any]) -> str:
-    """As the submitter's pod does it, again and again: a head that has just begun has nobody yet who takes jobs."""
-    for _ in range(30):
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
-        except RuntimeError as error:
-            refused = error
-            time.sleep(1)
-    raise refused
+def _submitter_script(spec: Mapping[str, Any], address: str, submission: str) -> str:
+    """The entrypoint stands in it as it is, so the shell takes its quotes away, and what else means something to it."""
+    where, environment = f"--address {address}", yaml.safe_load(spec.get("runtimeEnvYAML") or "{}")
+    # A Go string in double quotes, as in the operator.
+    settings = f"--no-wait --runtime-env-json {json.dumps(json.dumps(environment))} --submission-id {submission}"
+    return (
+        f"until ray job list {where} >/dev/null 2>&1 ; do sleep 1 ; done ; "
+        f"if ! ray job status {where} {submission} >/dev/null 2>&1 ; "
+        f"then ray job submit {where} {settings} -- {spec['entrypoint'].strip()} ; fi ; "
+        f"ray job logs {where} --follow {submission}"
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from pathlib import Path
 
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.kubectl import run
@@ -29,7 +30,8 @@ def operate(server: ApiServer, over: threading.Event) -> None:
                 server.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
 
-def test_every_command_of_the_readme_works(server: ApiServer, kubeconfig) -> None:
+def test_every_command_of_the_readme_works(bare_server: ApiServer, kubeconfig: Path) -> None:
+    server = bare_server
     assert len(commands()) >= 15
     over = threading.Event()
     operator = threading.Thread(target=operate, args=(server, over), daemon=True)

@@ -159,7 +159,7 @@ def test_status_logs_list_and_stop(server: ApiServer, kubeconfig: Path) -> None:
     assert "this pipeline was not handed in there" in again.stderr
 
 
-def test_a_rendered_file_is_not_written_over(kubeconfig: Path, tmp_path: Path) -> None:
+def test_a_rendered_file_is_not_written_over(server: ApiServer, kubeconfig: Path, tmp_path: Path) -> None:
     words = (*WORDS, "action=render", f"output={tmp_path / 'job.yaml'}")
     assert submit(*words, kubeconfig=kubeconfig).returncode == 0
     first = (tmp_path / "job.yaml").read_bytes()
@@ -168,6 +168,7 @@ def test_a_rendered_file_is_not_written_over(kubeconfig: Path, tmp_path: Path) -
     assert "is there already" in second.stderr
     assert (tmp_path / "job.yaml").read_bytes() == first
     assert kubectl("create", "-f", str(tmp_path / "job.yaml"), kubeconfig=kubeconfig).returncode == 0
+    assert handed_in(server) == [NAME]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_a_rendered_file_is_not_written_over(kubeconfig: Path, tmp_path: Path) -
         ([*WORDS, "output=job.yaml"], "output: is for action=render"),
         ([*WORDS, "stge=3"], "stge: no such key; did you mean stage?"),
         ([*WORDS, "text=../corpus"], "text: ../corpus is a path of this machine"),
-        ([*WORDS, "workers=64"], "workers: 64 are more than this cluster can give: 1 (1 GPUs and 8 CPUs on 1 nodes)"),
+        ([*WORDS, "workers=64"], "workers: 64 of {'CPU': 1, 'GPU': 1} are more than this cluster can give: 1"),
         ([*WORDS, "workers=3", "cluster.nodes=4"], "is not divisible by micro_batch_size"),
         ([*WORDS, "cluster.gpus_per_node=0", "precision=fp16"], "precision: fp16 trains on GPUs only"),
         ([*WORDS, "text=https://me:secret@host/x.jsonl"], "text: a URL in it carries a password"),
