@@ -40,7 +40,7 @@ class Engine:
         self._settings = settings
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = torch.cuda.is_available()
-        optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=on_gpu)
+        optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=True)
         # The engine's attributes come from many mixins, and its annotations say too little to check against.
         self._engine, *_ = cast(Any, deepspeed.initialize)(
             model=model, optimizer=optimizer, config=_config(settings, on_gpu), dist_init_required=False

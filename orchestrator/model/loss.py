@@ -2,12 +2,18 @@
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 IGNORED = -100
 """The label of a position without loss."""
+
+_MOST_LOGITS = 1 << 28
+"""Of one piece of a micro-batch. Beyond that the backward computes them again, piece by piece."""
+_FP32_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Held in fp32 at once: on a CPU as many as its cache holds, on a GPU enough to keep it busy."""
 
 
 class SummedLoss(nn.Module):
@@ -28,8 +34,57 @@ class SummedLoss(nn.Module):
         targets = labels[:, 1:]
         chosen = targets != IGNORED
         # Only positions that carry loss reach the head, whose logits are the largest tensor of a step.
-        logits = self.model.lm_head(hidden[chosen])
-        return F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
+        return summed_cross_entropy(self.model.lm_head, hidden[chosen], targets[chosen])
+
+
+def summed_cross_entropy(head: Any, hidden: Tensor, targets: Tensor, most_logits: int = _MOST_LOGITS) -> Tensor:
+    """The fp32 sum, in nats, of the cross-entropy of head(hidden [n, h]) with targets [n] int64.
+
+    The head is a linear layer, and called as a module: it may have LoRA or a bias, or be quantized. Its logits are never
+    held in fp32 as a whole; where there are more than `most_logits` of them, not in its own precision either.
+    """
+    rows = max(1, most_logits // head.out_features)
+    if len(hidden) <= rows:
+        return _SummedCrossEntropy.apply(head(hidden), targets)
+    total = torch.zeros((), device=hidden.device)
+    for part, aims in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + checkpoint(lambda x, y: _SummedCrossEntropy.apply(head(x), y), part, aims, use_reentrant=False)
+    return total
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Of logits [n, v] in any precision and targets [n]. The logits become their own gradient, in the same memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normalizers = torch.empty(len(logits), device=logits.device)
+        total = torch.zeros((), device=logits.device)
+        for rows in _blocks(logits):
+            block = logits[rows].float()
+            torch.logsumexp(block, 1, out=normalizers[rows])
+            total += (normalizers[rows] - block.gather(1, targets[rows, None])[:, 0]).sum()
+        ctx.logits, ctx.targets, ctx.normalizers = logits, targets, normalizers
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (scale,) = gradients
+        if ctx.logits is None:
+            raise RuntimeError("this loss gives its gradient once; its logits are gone")
+        logits, targets, normalizers = ctx.logits, ctx.targets, ctx.normalizers
+        ctx.logits = None
+        for rows in _blocks(logits):
+            block = (logits[rows].float() - normalizers[rows, None]).exp_()
+            block.scatter_add_(1, targets[rows, None], -torch.ones_like(block[:, :1]))
+            # Scaled before it is rounded, or small gradients would be lost in fp16.
+            logits[rows] = block.mul_(scale)
+        return logits, None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Of rows, so small that their fp32 copies cost little."""
+    size = max(1, _FP32_LOGITS.get(logits.device.type, _FP32_LOGITS["cuda"]) // logits.shape[1])
+    return [slice(first, first + size) for first in range(0, len(logits), size)]
 
 
 def bits_per_character(nats: float, characters: int) -> float:

@@ -17,6 +17,7 @@ from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
+from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
@@ -139,6 +140,8 @@ class _Run:
 def build_model(assignment: TrainAssignment) -> SummedLoss:
     """Base, earlier stages' adapter and this stage's new factors, with gradients where the stage trains."""
     model = load_model(assignment.base, assignment.precision)
+    if not torch.cuda.is_available():
+        use_cpu_attention(model)
     attach(model, assignment.adaptation, assignment.seed)
     if assignment.parent_adapter:
         load_tensors(model, read_adapter(assignment.parent_adapter, assignment.base, assignment.tokenizer))

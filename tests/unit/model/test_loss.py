@@ -1,13 +1,17 @@
 """The summed loss is Hugging Face's own, times the targets it averages over."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.model.loss import IGNORED, SummedLoss, bits_per_character
+from orchestrator.model.loss import IGNORED, SummedLoss, bits_per_character, summed_cross_entropy
 
 VOCABULARY = 50
 
@@ -74,6 +78,80 @@ def test_a_micro_batch_without_targets_is_zero_and_has_gradients_of_zero(model, 
 
 def test_the_sum_is_fp32_for_a_model_in_bf16(model, ids):
     assert SummedLoss(model.bfloat16())(ids, ids).dtype == torch.float32
+
+
+def cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def given(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(33, 16).to(dtype).requires_grad_()
+    return nn.Linear(16, VOCABULARY, bias=False).to(dtype), hidden, torch.randint(VOCABULARY, (33,))
+
+
+@pytest.mark.parametrize("most_logits", [1 << 20, 7 * VOCABULARY, 1], ids=["at once", "in five pieces", "one by one"])
+def test_logits_that_are_computed_again_in_pieces_change_nothing(most_logits: int) -> None:
+    head, hidden, targets = given()
+    expected = cross_entropy(head, hidden, targets)
+    to_hidden, to_weight = torch.autograd.grad(expected * 0.5, [hidden, head.weight])
+    ours = summed_cross_entropy(head, hidden, targets, most_logits)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
+    (ours * 0.5).backward()
+    torch.testing.assert_close(hidden.grad, to_hidden, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.weight.grad, to_weight, rtol=1e-5, atol=1e-6)
+
+
+def test_in_bf16_its_gradient_is_to_the_bit_what_plain_cross_entropy_gives() -> None:
+    head, hidden, targets = given(torch.bfloat16)
+    expected = torch.autograd.grad(cross_entropy(head, hidden, targets) * 0.25, [hidden, head.weight])
+    ours = torch.autograd.grad(summed_cross_entropy(head, hidden, targets) * 0.25, [hidden, head.weight])
+    assert [torch.equal(mine, its) for mine, its in zip(ours, expected, strict=True)] == [True, True]
+
+
+def test_a_head_with_lora_learns_through_it(model, ids) -> None:
+    """Fused losses that read the head's weight would leave its LoRA out."""
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
+    expected = adapted(input_ids=ids, labels=ids).loss * 33
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(trained) == 2
+    to_lora = torch.autograd.grad(expected, trained)
+    ours = SummedLoss(adapted.base_model.model)(ids, ids)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    for mine, its in zip(torch.autograd.grad(ours, trained), to_lora, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+        assert mine.any()
+
+
+def test_its_gradient_is_there_once() -> None:
+    head, hidden, targets = given()
+    loss = summed_cross_entropy(head, hidden, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="gives its gradient once"):
+        loss.backward()
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The bytes of the largest tensor that anything makes meanwhile."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize(("loss", "of_the_logits"), [(summed_cross_entropy, 1), (cross_entropy, 2)])
+def test_no_fp32_copy_of_all_logits_is_made(loss, of_the_logits: int) -> None:
+    vocabulary, rows = 60_000, 64
+    head = nn.Linear(4, vocabulary, bias=False, dtype=torch.bfloat16)
+    hidden, targets = torch.randn(rows, 4, dtype=torch.bfloat16), torch.arange(rows)
+    with _LargestTensor() as seen:
+        loss(head, hidden, targets).backward()
+    assert seen.largest == of_the_logits * rows * vocabulary * 2
 
 
 def test_bits_per_character_are_nats_in_bits_over_characters():
