@@ -58,6 +58,7 @@ def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Prepa
         files=inputs.data[planned.name],
         block_length=stage.block_length,
         template=stage.template,
+        packing=stage.packing,
     )
 
 

@@ -14,6 +14,7 @@ from orchestrator import assign
 from orchestrator.cluster.overseer import Overseer
 from orchestrator.cluster.sizing import Size, check_compiler
 from orchestrator.data.prepare import Preparation, find_prepared, prepared_key
+from orchestrator.data.summary import read_summary
 from orchestrator.environment import versions
 from orchestrator.errors import LeaseError, OrchestratorError
 from orchestrator.lease import Lease
@@ -152,6 +153,8 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, size: Size, overseer
     # What the workers are told depends on it, so it is needed on this machine, too.
     sources.exchange.bring()
     rows = _prepared(run, sources.exchange, assign.preparation(run.inputs, planned, sources.tokenizer))
+    if summary := read_summary(rows[0]):
+        run.console.say(f"  {summary}")
     held_out = tuple(
         HeldOut(name, _prepared(run, sources.exchange, preparation)[0])
         for name, preparation in assign.held_out_preparations(run.recipe, run.inputs, sources.tokenizer).items()

@@ -19,13 +19,20 @@ IGNORED = -100
 class MicroBatch:
     """Rows for one forward and backward, padded on the right to the longest of them.
 
-    A causal model never looks to the right, so the padding needs no attention mask.
+    A causal model never looks to the right, so the padding needs no attention mask. It counts to the last sample.
     """
 
     input_ids: torch.Tensor
     """int64 [rows, tokens]."""
     labels: torch.Tensor
-    """int64 [rows, tokens], not shifted: the token itself where it carries loss, else -100."""
+    """int64 [rows, tokens], not shifted: the token itself where it carries loss, else -100, as at the begin of a sample."""
+    position_ids: torch.Tensor | None = None
+    """int64 [rows, tokens], from 0 in each sample; None where every row is one sample."""
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Tokens, labels and positions, there."""
+        positions = None if self.position_ids is None else self.position_ids.to(device)
+        return self.input_ids.to(device), self.labels.to(device), positions
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,17 @@ def micro_batch(rows: list[Row]) -> MicroBatch:
     shape = (len(rows), max(len(row.tokens) for row in rows))
     input_ids = np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
-    for place, (tokens, loss_mask) in enumerate(rows):
-        input_ids[place, : len(tokens)] = tokens
-        labels[place, : len(tokens)] = np.where(loss_mask, tokens, IGNORED)
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row.tokens)] = row.tokens
+        labels[place, : len(row.tokens)] = np.where(row.loss_mask, row.tokens, IGNORED)
+        labels[place, row.starts] = IGNORED
+        for start in row.starts[1:]:
+            positions[place, start:] = np.arange(shape[1] - start)
+    are_packed = any(len(row.starts) > 1 for row in rows)
+    return MicroBatch(
+        torch.from_numpy(input_ids), torch.from_numpy(labels), torch.from_numpy(positions) if are_packed else None
+    )
 
 
 def _without_loss(row: Row) -> Row:

@@ -1,12 +1,13 @@
 """From text and instructions to rows: what each objective learns from, batch by batch, in the order of the files."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from orchestrator.data.instructions import Instruction
+from orchestrator.data.packing import WINDOW, packed
 from orchestrator.data.samples import fit
 from orchestrator.data.storage import Row
 from orchestrator.data.templates import Template, tokenize_instructions
@@ -63,7 +64,7 @@ def held_out_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]
 def answer_rows(
     tokenizer: "PreTrainedTokenizerBase", instructions: Iterable[Instruction], block_length: int, template: Template
 ) -> Iterator[RowBatch]:
-    """One row for each instruction, with loss on its answers and their end tokens."""
+    """A row for each instruction, with loss on its answers and their end tokens."""
     begin = begin_ids(tokenizer)
     for batch in _batches(instructions, lambda instruction: instruction.characters):
         samples = tokenize_instructions(tokenizer, template, batch)
@@ -73,6 +74,18 @@ def answer_rows(
             characters=sum(instruction.characters for instruction in batch),
             truncated=sum(len(sample) > block_length for sample in samples),
         )
+
+
+def packed_rows(batches: Iterable[RowBatch], block_length: int) -> Iterator[RowBatch]:
+    """The same samples, several to a row; so many are held at once that hardly a row is left half empty."""
+    held: list[Row] = []
+    for batch in batches:
+        held += batch.rows
+        full = len(held) // WINDOW * WINDOW
+        rows = [row for first in range(0, full, WINDOW) for row in packed(held[first : first + WINDOW], block_length)]
+        held = held[full:]
+        yield replace(batch, rows=rows)
+    yield RowBatch(packed(held, block_length), 0, 0)
 
 
 def _all_loss(tokens: np.ndarray) -> Row:

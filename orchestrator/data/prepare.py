@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.contents import DataFile, data_hash, tokenizer_hash
 from orchestrator.data.documents import read_documents
 from orchestrator.data.instructions import read_instructions
-from orchestrator.data.objectives import RowBatch, answer_rows, held_out_rows, next_token_rows
+from orchestrator.data.objectives import RowBatch, answer_rows, held_out_rows, next_token_rows, packed_rows
 from orchestrator.data.storage import RowWriter
 from orchestrator.data.summary import Objective, Summary, read_summary, write_summary
 from orchestrator.data.templates import Template
@@ -18,7 +18,7 @@ from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import DataError, RecipeError
 from orchestrator.store import sha256_value, sync_files, sync_folder
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """To be raised with every change that gives other tokens, so that what was prepared before is not taken for the same."""
 
 MIN_BLOCK_LENGTH = 8
@@ -39,6 +39,8 @@ class Preparation:
     """Tokens in a row, at most."""
     template: Template = "alpaca"
     """Matters for answers only."""
+    packing: bool = False
+    """Several samples to a row; matters for answers only."""
 
 
 def prepared_key(preparation: Preparation) -> str:
@@ -86,6 +88,7 @@ def _identity(preparation: Preparation) -> dict[str, Any]:
         "data": data_hash(preparation.files),
         "block_length": preparation.block_length,
         "template": preparation.template if preparation.objective == "answers" else None,
+        "packing": preparation.packing if preparation.objective == "answers" else None,
     }
 
 
@@ -117,7 +120,8 @@ def _row_batches(preparation: Preparation) -> Iterator[RowBatch]:
     tokenizer = load_tokenizer(preparation.tokenizer)
     field, files, block_length = preparation.field, preparation.files, preparation.block_length
     if preparation.objective == "answers":
-        return answer_rows(tokenizer, read_instructions(field, files), block_length, preparation.template)
+        rows = answer_rows(tokenizer, read_instructions(field, files), block_length, preparation.template)
+        return packed_rows(rows, block_length) if preparation.packing else rows
     if preparation.objective == "held_out":
         return held_out_rows(tokenizer, read_documents(field, files), block_length)
     return next_token_rows(tokenizer, read_documents(field, files), block_length)

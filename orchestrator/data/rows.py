@@ -21,6 +21,8 @@ class PreparedRows:
     offsets: np.ndarray
     targets: np.ndarray
     """int32 [rows]: the positions with loss in each row."""
+    sample_ends: np.ndarray
+    sample_offsets: np.ndarray
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -39,9 +41,10 @@ class PreparedRows:
         return self.summary.characters
 
     def row(self, index: int) -> Row:
-        """Tokens int32 [n] and loss mask bool [n]."""
+        """Tokens int32 [n], loss mask bool [n] and the ends of its samples."""
         place = slice(self.offsets[index], self.offsets[index + 1])
-        return Row(self.tokens[place], self.loss_mask[place])
+        samples = slice(self.sample_offsets[index], self.sample_offsets[index + 1])
+        return Row(self.tokens[place], self.loss_mask[place], self.sample_ends[samples])
 
     def num_targets(self, index: int) -> int:
         return int(self.targets[index])

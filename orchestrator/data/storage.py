@@ -1,4 +1,4 @@
-"""Rows of tokens on disk: four .npy files that grow while the corpus streams by, and are mapped when it is read."""
+"""Rows of tokens on disk: six .npy files that grow while the corpus streams by, and are mapped when it is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,30 @@ ARRAYS: dict[str, type[np.generic]] = {
     "loss_mask.npy": np.bool_,
     "offsets.npy": np.int64,
     "targets.npy": np.int32,
+    "sample_ends.npy": np.int32,
+    "sample_offsets.npy": np.int64,
 }
-"""tokens and loss_mask are flat; row i lies from offsets[i] to offsets[i + 1] and has targets[i] positions with loss."""
+"""tokens and loss_mask are flat; row i lies from offsets[i] to offsets[i + 1] and has targets[i] positions with loss.
+Where its samples end is in sample_ends, from sample_offsets[i] to sample_offsets[i + 1], counted from the row's begin."""
 
 
 class Row(NamedTuple):
-    """A sequence of tokens [n], and which of them carry loss [n]."""
+    """A sequence of tokens [n], which of them carry loss [n], and where its samples end."""
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    ends: np.ndarray | None = None
+    """int32 [samples], the last is n. None for a row that is one sample."""
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [samples]: the first token of each."""
+        return np.array([0] if self.ends is None else [0, *self.ends[:-1]])
 
     @property
     def targets(self) -> int:
-        """What the causal loss counts: nothing predicts a row's first token."""
-        return int(np.count_nonzero(self.loss_mask[1:]))
+        """What the causal loss counts: nothing predicts a sample's first token."""
+        return int(np.count_nonzero(self.loss_mask) - np.count_nonzero(self.loss_mask[self.starts]))
 
 
 class GrowingArray:
@@ -59,6 +69,7 @@ class RowWriter:
     def __init__(self, folder: Path) -> None:
         self._arrays = {name: GrowingArray(folder / name, dtype) for name, dtype in ARRAYS.items()}
         self._arrays["offsets.npy"].append(np.zeros(1))
+        self._arrays["sample_offsets.npy"].append(np.zeros(1))
         self.targets = 0
 
     @property
@@ -78,6 +89,10 @@ class RowWriter:
         self._arrays["tokens.npy"].append(np.concatenate([row.tokens for row in rows]))
         self._arrays["loss_mask.npy"].append(np.concatenate([row.loss_mask for row in rows]))
         self._arrays["targets.npy"].append(targets)
+        ends = [np.array([len(row.tokens)]) if row.ends is None else row.ends for row in rows]
+        samples = self._arrays["sample_ends.npy"].length
+        self._arrays["sample_offsets.npy"].append(samples + np.cumsum([len(each) for each in ends]))
+        self._arrays["sample_ends.npy"].append(np.concatenate(ends))
         self.targets += int(targets.sum())
 
     def __enter__(self) -> Self:

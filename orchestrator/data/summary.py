@@ -35,6 +35,12 @@ class Summary:
         """Share of the rows' positions that hold tokens."""
         return self.tokens / (self.rows * self.block_length)
 
+    def __str__(self) -> str:
+        what = "instructions" if self.objective == "answers" else "documents"
+        cut = f", {self.truncated:,} of them cut to fit" if self.truncated else ""
+        where = f"{self.rows:,} sequences of {self.block_length:,}, {self.fill_rate:.1%} full"
+        return f"{self.documents:,} {what}, {self.tokens:,} tokens{cut}; {where}"
+
 
 def write_summary(folder: Path, summary: Summary, identity: dict[str, Any]) -> None:
     """Completes a folder; `identity` is what its key was made from."""

@@ -93,7 +93,7 @@ class Engine:
         self._engine.eval()
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         for micro in batches:
-            total += self._engine.module(micro.input_ids.to(self.device), micro.labels.to(self.device))
+            total += self._engine.module(*micro.on(self.device))
         torch.distributed.all_reduce(total)
         return total.item()
 
@@ -143,7 +143,7 @@ class Engine:
         scale = forgotten_scale * self._world * self._settings.accumulation / batch.num_targets
         for number, micro in enumerate(batch.micro_batches):
             self._seed(step, number)
-            loss = self._engine(micro.input_ids.to(self.device), micro.labels.to(self.device))
+            loss = self._engine(*micro.on(self.device))
             total += loss.detach()
             self._engine.backward(loss * scale)
             if number == len(batch.micro_batches) - 1:

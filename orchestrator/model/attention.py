@@ -7,6 +7,7 @@ Scores and softmax are fp32, as in that kernel; memory is tokens x sample length
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,6 +30,17 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
     # Without one of its name no mask is ever made, and a window is forgotten. Where being causal is enough, it makes none.
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
+
+
+def span_arguments(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Spans]:
+    """What a model's forward is given beside positions that begin again in a row; nothing where their mask is enough."""
+    if model.config._attn_implementation != _NAME:
+        return {}
+    spans = []
+    for row, positions in enumerate(position_ids):
+        starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(positions)]
+        spans += [(slice(row, row + 1), slice(first, end)) for first, end in pairwise(starts)]
+    return {"spans": spans}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, spans: Spans | None = None) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from orchestrator.model.attention import span_arguments
+
 IGNORED = -100
 """The label of a position without loss."""
 
@@ -19,18 +21,21 @@ _FP32_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
 class SummedLoss(nn.Module):
     """A causal language model whose forward gives its loss.
 
-    forward(input_ids [m, n] int64, labels [m, n] int64, IGNORED where there is no loss) returns the fp32 sum, in nats,
-    over targets. The caller divides by the targets of the whole global batch, so that neither accumulation nor the
-    number of workers changes the loss.
+    forward(input_ids [m, n] int64, labels [m, n] int64, IGNORED where there is no loss, position_ids [m, n] int64 or None)
+    returns the fp32 sum, in nats, over targets. The caller divides by the targets of the whole global batch, so that
+    neither accumulation nor the number of workers changes the loss. Where positions begin again a sample begins, which
+    sees nothing of those before it in its row.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model: Any = model
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        # No mask and no cache: rows are padded on the right, where a causal model never looks.
-        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        # No mask and no cache: rows are padded on the right, where a causal model never looks, and with either of them
+        # transformers would not see that positions begin again.
+        samples = {} if position_ids is None else {"position_ids": position_ids, **span_arguments(self.model, position_ids)}
+        hidden = self.model.model(input_ids=input_ids, use_cache=False, **samples).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         chosen = targets != IGNORED
         # Only positions that carry loss reach the head, whose logits are the largest tensor of a step.

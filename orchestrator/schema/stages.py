@@ -64,12 +64,15 @@ class TrainStage(Schema):
     """How an instruction is put to the model; chat uses the tokenizer's own chat template."""
     block_length: PositiveInt
     """Tokens in a sequence."""
+    packing: bool = True
+    """Several instructions share a sequence, each attending to itself alone; false gives each its own, and padding. Text
+    fills its sequences in any case."""
     lora: Lora | None = None
     modules_to_save: tuple[SavedModule, ...] = ()
     """Modules trained in full."""
 
     global_batch_size: PositiveInt
-    """Sequences per optimizer step, over all workers."""
+    """Sequences per optimizer step, over all workers; a packed one holds several instructions."""
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     """Passes over the data; the alternative to `steps`."""

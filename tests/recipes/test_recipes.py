@@ -13,7 +13,7 @@ from orchestrator.plan.plan import Contents, State, make_plan
 from orchestrator.schema import RandomBase, Recipe, TrainStage
 
 FILES = sorted(path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.y*ml"))
-NUM_FILES = 25
+NUM_FILES = 29
 
 
 def options(group: str) -> list[str]:
@@ -77,7 +77,10 @@ def test_the_budget_at_7b_is_the_published_one(name: str) -> None:
     recipe = compose([f"recipe={name}", "scale=7b"])
     stages = train_stages(recipe)
     assert recipe.base_model == "huggyllama/llama-7b"
-    assert [stage.global_batch_size for stage in stages.values()] == [1024, 1024, 512]
+    packing = name == "chinese_llama"
+    assert stages["instruct"].packing == packing
+    # Packed, about four instructions share a sequence.
+    assert [stage.global_batch_size for stage in stages.values()] == [1024, 1024, 128 if packing else 512]
     assert [stage.learning_rate for stage in stages.values()] == [2e-4, 1e-4, 1e-4]
     assert [stages["embeddings"].steps, stages["attention"].steps] == [3000, 6000]
     assert [stage.block_length for stage in stages.values()] == [512] * 3

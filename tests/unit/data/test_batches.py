@@ -43,7 +43,7 @@ def test_labels_are_the_learned_tokens_and_padding_is_on_the_right(rows):
     assert micro.input_ids.dtype == micro.labels.dtype == torch.int64
     chosen = SampleOrder(len(rows), 8, seed=3).rows_of_step(0)
     for place, index in enumerate(chosen):
-        tokens, loss_mask = rows.row(index)
+        tokens, loss_mask, _ = rows.row(index)
         assert micro.input_ids[place, : len(tokens)].tolist() == tokens.tolist()
         assert micro.labels[place, : len(tokens)].tolist() == np.where(loss_mask, tokens, -100).tolist()
         assert (micro.input_ids[place, len(tokens) :] == 0).all()

@@ -56,7 +56,8 @@ def numbered_rows(num_rows: int) -> PreparedRows:
     tokens[offsets[:-1]] = np.arange(num_rows)
     counts = {"rows": num_rows, "tokens": len(tokens), "targets": len(tokens) - num_rows}
     summary = Summary("next_token", 3, documents=num_rows, characters=1, truncated=0, **counts)
-    return PreparedRows(summary, tokens, np.ones(len(tokens), np.bool_), offsets, (lengths - 1).astype(np.int32))
+    loss_mask, one_each = np.ones(len(tokens), np.bool_), np.arange(num_rows + 1)
+    return PreparedRows(summary, tokens, loss_mask, offsets, (lengths - 1).astype(np.int32), lengths, one_each)
 
 
 def numbers_in(batch: StepBatch) -> list[int]:

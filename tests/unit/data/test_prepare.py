@@ -79,7 +79,7 @@ def test_every_answer_ends_in_a_learned_end_token_and_no_prompt_is_learned(answe
     assert len(rows) == rows.summary.documents == 999
     cut = 0
     for index in range(len(rows)):
-        tokens, loss_mask = rows.row(index)
+        tokens, loss_mask, _ = rows.row(index)
         assert tokens[0] == BEGIN
         assert tokens[-1] == END
         first = int(np.argmax(loss_mask))
@@ -96,7 +96,7 @@ def test_held_out_windows_count_every_token_once(text, tmp_path, tokenizer):
     rows = rows_of(dataclasses.replace(text, objective="held_out"), tmp_path)
     seen = []
     for index in range(len(rows)):
-        tokens, loss_mask = rows.row(index)
+        tokens, loss_mask, _ = rows.row(index)
         assert len(tokens) <= 64
         assert tokens[0] == BEGIN
         assert loss_mask.tolist() == [False] + [True] * (len(tokens) - 1)

@@ -19,6 +19,7 @@ LORA = {"targets": ["k_proj"], "rank": 8, "alpha": 32}
 OTHER_TRAINING = {
     "objective": "answers",
     "template": "chat",
+    "packing": False,
     "block_length": 32,
     "lora": LORA,
     "modules_to_save": ["lm_head"],

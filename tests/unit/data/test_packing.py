@@ -1,0 +1,112 @@
+"""Samples that share rows: none is lost or cut, hardly a position stays empty, and each can be told from the others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.contents import find_data
+from orchestrator.data.batches import IGNORED, StepBatches
+from orchestrator.data.order import SampleOrder
+from orchestrator.data.packing import packed
+from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.rows import PreparedRows
+from orchestrator.data.storage import Row
+
+BLOCK = 64
+
+
+def sample(length: int, number: int) -> Row:
+    """Half prompt, half answer; its tokens say which it is."""
+    return Row(np.full(length, number, np.int32), np.arange(length) >= length // 2)
+
+
+def lengths_of(rows: list[Row]) -> list[list[int]]:
+    return [np.diff(row.ends, prepend=0).tolist() for row in rows if row.ends is not None]
+
+
+def test_each_sample_goes_where_it_leaves_the_least_room() -> None:
+    samples = [sample(length, number) for number, length in enumerate((10, 50, 40, 14, 24))]
+    assert lengths_of(packed(samples, BLOCK)) == [[50, 14], [40, 24], [10]]
+
+
+def test_none_is_lost_or_cut_and_each_keeps_its_loss() -> None:
+    lengths = np.random.default_rng(1).integers(4, BLOCK + 1, 500)
+    rows = packed([sample(length, number) for number, length in enumerate(lengths)], BLOCK)
+    assert max(len(row.tokens) for row in rows) <= BLOCK
+    found = {}
+    for row in rows:
+        assert row.ends is not None
+        for part, mask in zip(np.split(row.tokens, row.ends[:-1]), np.split(row.loss_mask, row.ends[:-1]), strict=True):
+            assert len(set(part.tolist())) == 1
+            assert mask.tolist() == sample(len(part), 0).loss_mask.tolist()
+            found[int(part[0])] = len(part)
+    assert found == dict(enumerate(lengths.tolist()))
+
+
+def test_rows_are_full_for_lengths_as_they_come() -> None:
+    lengths = np.random.default_rng(2).lognormal(4.5, 0.7, 2000).astype(int).clip(8, 512)
+    rows = packed([sample(length, 1) for length in lengths], 512)
+    assert lengths.sum() / (len(rows) * 512) > 0.98
+
+
+@pytest.fixture(scope="module")
+def prepared(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, PreparedRows]:
+    """Real instructions, by whether they are packed."""
+    files = find_data("instructions", [str(shared / "instructions" / "alpaca_zh_demo.json")])
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for packing in (False, True):
+        preparation = Preparation("answers", stories, "instructions", files, block_length=1024, packing=packing)
+        made[packing] = PreparedRows.open(prepare(preparation, folder))
+    return made
+
+
+def samples_of(rows: PreparedRows) -> list[tuple[bytes, bytes]]:
+    """Tokens and loss of every sample."""
+    found = []
+    for index in range(len(rows)):
+        tokens, loss_mask, ends = rows.row(index)
+        assert ends is not None
+        assert ends[-1] == len(tokens)
+        parts = zip(np.split(tokens, ends[:-1]), np.split(loss_mask, ends[:-1]), strict=True)
+        found += [(part.tobytes(), mask.tobytes()) for part, mask in parts]
+    return found
+
+
+def test_real_instructions_are_all_there_in_rows_that_are_full(prepared: dict[bool, PreparedRows]) -> None:
+    alone, together = prepared[False], prepared[True]
+    assert len(samples_of(alone)) == len(alone) == alone.summary.documents > 900
+    assert sorted(samples_of(together)) == sorted(samples_of(alone))
+    for count in ("documents", "characters", "tokens", "targets", "truncated"):
+        assert getattr(together.summary, count) == getattr(alone.summary, count)
+    assert together.summary.fill_rate > 0.98 > 0.6 > alone.summary.fill_rate
+
+
+def test_what_there_is_is_said_in_a_line(prepared: dict[bool, PreparedRows]) -> None:
+    summary = prepared[True].summary
+    assert str(summary).startswith(
+        f"1,000 instructions, {summary.tokens:,} tokens, {summary.truncated} of them cut to fit; "
+    )
+    assert str(summary).endswith(f"{summary.rows:,} sequences of 1,024, {100 * summary.fill_rate:.1f}% full")
+
+
+def test_a_batch_tells_where_each_sample_begins(prepared: dict[bool, PreparedRows]) -> None:
+    rows = prepared[True]
+    batch = StepBatches(rows, SampleOrder(len(rows), 4, seed=1), 4, rank=0, num_workers=1).of_step(0)
+    (micro,) = batch.micro_batches
+    assert micro.position_ids is not None
+    targets = 0
+    for place, index in enumerate(SampleOrder(len(rows), 4, seed=1).rows_of_step(0)):
+        row = rows.row(index)
+        lengths = np.diff([*row.starts, micro.input_ids.shape[1]])
+        assert micro.position_ids[place].tolist() == [position for length in lengths for position in range(length)]
+        assert micro.labels[place, row.starts].tolist() == [IGNORED] * len(row.starts)
+        targets += rows.num_targets(index)
+    assert batch.num_targets == targets == int((micro.labels[:, 1:] != IGNORED).sum())
+
+
+def test_a_batch_of_rows_with_one_sample_each_has_no_positions(prepared: dict[bool, PreparedRows]) -> None:
+    rows = prepared[False]
+    batch = StepBatches(rows, SampleOrder(len(rows), 4, seed=1), 4, rank=0, num_workers=1).of_step(0)
+    assert batch.micro_batches[0].position_ids is None
