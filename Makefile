@@ -27,8 +27,9 @@ test-rest:
 soak: setup
 	$(BIN)/python -m pytest -m soak tests/soak
 
-# What checkpoints cost, and how soon training goes on after a fault.
+# The stages against the Hugging Face Trainer, and what checkpoints cost; half an hour on a machine that does nothing else.
 bench: setup
+	$(BIN)/python -m tests.bench.against_reference
 	$(BIN)/python -m tests.bench.checkpoint_overhead
 
 lint: setup

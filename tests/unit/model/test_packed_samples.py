@@ -88,3 +88,13 @@ def test_what_the_others_of_a_row_say_changes_nothing(model: SummedLoss, samples
     assert seen[0] == pytest.approx(seen[1], abs=1e-5)
     without_positions = [model(each.input_ids, each.labels).item() for each in (batch, other)]
     assert abs(without_positions[0] - without_positions[1]) > 1e-2, "the test would see a leak"
+
+
+def test_activations_that_are_computed_again_are_the_same(model: SummedLoss, samples: list[Row]) -> None:
+    """Gradient checkpointing calls each block twice, and must tell it both times where samples begin."""
+    batch, trained = micro_batch(packed(samples, BLOCK)).on(torch.device("cpu")), list(model.parameters())
+    model.train()
+    expected = torch.autograd.grad(model(*batch), trained)
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for mine, its in zip(torch.autograd.grad(model(*batch), trained), expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6 * its.abs().max().item())

@@ -1,0 +1,212 @@
+"""The project's own stages against the Hugging Face Trainer with PEFT and DeepSpeed, in turns, on one machine.
+
+    python -m tests.bench.against_reference [--rounds 1] [--steps 6] [--stages embeddings,attention,instruct]
+
+The same base model (hidden 512, 8 layers, vocabulary 49,953), text, LoRA, block and batch; two workers on one core each,
+ZeRO-2, bf16. Prints a table, and one JSON object of all that was measured; needs the reference and its data beside the
+project.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.schema.recipe import RandomBase
+from orchestrator.stages.random_base import write_random_base
+from orchestrator.tracking.ledger import read_ledger
+from orchestrator.tracking.metrics import read_metrics
+from orchestrator.vocabulary.extension import extend_tokenizer
+from orchestrator.vocabulary.pieces import read_model
+from tests.shared_data import ROOT, SHARED
+
+REFERENCE = SHARED.parent / "bench"
+TEXT, INSTRUCTIONS = SHARED / "text" / "luxun_train.jsonl", SHARED / "instructions" / "alpaca_zh_demo.json"
+_BLOCK, _GLOBAL_BATCH, _MICRO_BATCH, _WORKERS = 512, 16, 4, 2
+_SECONDS = 1200
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What both train."""
+
+    name: str
+    objective: str
+    """As the reference calls it."""
+    lora: str
+    modules: str
+    must: float
+    """Tokens per second, in those of the reference."""
+
+
+STAGES = (
+    Stage("embeddings", "pretrain", "", "embed_tokens", 1.25),
+    Stage("attention", "pretrain", "q_proj,k_proj,v_proj,o_proj", "embed_tokens,lm_head", 1.25),
+    Stage("instruct", "instruct", "gate_proj,up_proj,down_proj", "embed_tokens,lm_head", 2.5),
+)
+Figures = dict[str, float]
+"""tokens_per_second, seconds_per_step, peak_mib, checkpoint_bytes, first_step_seconds."""
+
+
+def make_inputs(folder: Path) -> None:
+    """The base model and, for the reference, the text as a JSON list."""
+    tiny = RandomBase(
+        kind="random",
+        text=("none",),
+        pieces=32_000,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_key_value_heads=1,
+        max_positions=2048,
+    )
+    write_random_base(tiny, SHARED / "tokenizers" / "llama_32000.model", folder / "tiny", seed=1)
+    chinese = read_model(SHARED / "tokenizers" / "chinese_sp_20000.model")
+    extend_tokenizer(folder / "tiny", folder / "tokenizer", chinese, merge="published", pad_token=None)
+    make = [sys.executable, str(REFERENCE / "make_base.py"), "--tokenizer", str(folder / "tokenizer")]
+    subprocess.run([*make, "--out", str(folder / "base")], check=True, capture_output=True)
+    records = [json.loads(line) for line in TEXT.read_text(encoding="utf-8").splitlines()]
+    (folder / "text.json").write_text(json.dumps([{"text": record["text"]} for record in records]), encoding="utf-8")
+
+
+def of_reference(folder: Path, stage: Stage, steps: int) -> Figures:
+    data = INSTRUCTIONS if stage.objective == "instruct" else folder / "text.json"
+    out = folder / f"reference_{stage.name}.json"
+    arguments = {
+        "model": folder / "base",
+        "data": data,
+        "objective": stage.objective,
+        "targets": stage.lora,
+        "save": stage.modules,
+        "block": _BLOCK,
+        "micro": _MICRO_BATCH,
+        "accumulate": _GLOBAL_BATCH // _MICRO_BATCH // _WORKERS,
+        "steps": steps,
+        "out": out,
+    }
+    words = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(_WORKERS)]
+    _run([*command, str(REFERENCE / "reference_trainer.py"), *words], folder)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    return {
+        "tokens_per_second": found["tokens_per_second"],
+        "seconds_per_step": found["seconds_per_step"],
+        "peak_mib": found["peak_rss_mib"],
+        "checkpoint_bytes": found["checkpoint_bytes"],
+        "first_step_seconds": found["seconds_to_first_step"],
+    }
+
+
+def of_ours(folder: Path, stage: Stage, steps: int, seed: int = 1) -> Figures:
+    """By the command that anyone types; `seed` makes it a stage that was not trained before."""
+    own = f"stages.{stage.name}"
+    settings = {
+        "stage": stage.name,
+        "base_model": folder / "base",
+        "text": TEXT,
+        "instructions": INSTRUCTIONS,
+        "validation": "[]",
+        "retention": "null",
+        "tracking": "none",
+        "workers": _WORKERS,
+        "run_root": folder / "runs",
+        "seed": seed,
+        f"{own}.block_length": _BLOCK,
+        f"{own}.global_batch_size": _GLOBAL_BATCH,
+        f"{own}.steps": steps,
+        f"{own}.resources.micro_batch_size": _MICRO_BATCH,
+        **({f"{own}.lora.dropout": 0} if stage.lora else {}),
+    }
+    others = {"vocabulary", *(each.name for each in STAGES), "export"} - {stage.name}
+    words = [f"{name}={value}" for name, value in settings.items()] + [f"~stages.{name}" for name in sorted(others)]
+    before = set((folder / "runs").glob(f"{stage.name}-*"))
+    started = time.time()
+    _run([sys.executable, str(ROOT / "launch" / "run.py"), *words], folder)
+    (made,) = set((folder / "runs").glob(f"{stage.name}-*")) - before
+    rows, events = read_metrics(made / "metrics.jsonl"), read_ledger(made / "ledger.jsonl")
+    seconds, tokens = [row["seconds"] for row in rows[1:]], rows[-1]["tokens"] - rows[0]["tokens"]
+    return {
+        "tokens_per_second": tokens / sum(seconds),
+        "seconds_per_step": statistics.median(seconds),
+        "peak_mib": rows[-1]["memory_bytes"] / 2**20,
+        "checkpoint_bytes": next(event["bytes"] for event in events if event["event"] == "checkpoint"),
+        "first_step_seconds": next(event["time"] for event in events if event["event"] == "first_step") - started,
+    }
+
+
+def measure(folder: Path, stage: Stage, steps: int, rounds: int) -> dict[str, list[Figures]]:
+    """Figures of each, round by round; who begins alternates, so that a drift of the machine cancels."""
+    # Prepares the data, which is measured by itself.
+    of_ours(folder, stage, 2, seed=1_000)
+    found: dict[str, list[Figures]] = {"reference": [], "ours": []}
+    for number in range(rounds):
+        turns: dict[str, Callable[[], Figures]] = {
+            "reference": lambda: of_reference(folder, stage, steps),
+            "ours": lambda number=number: of_ours(folder, stage, steps, seed=number + 1),
+        }
+        for name in sorted(turns, reverse=number % 2 == 0):
+            found[name].append(turns[name]())
+    return found
+
+
+def table(measured: dict[str, dict[str, list[Figures]]]) -> str:
+    """Medians, and ours in those of the reference."""
+    lines = ["| | reference | ours | ratio | must |", "|---|---|---|---|---|"]
+    for stage in STAGES:
+        if stage.name not in measured:
+            continue
+        reference, ours = (_medians(measured[stage.name][name]) for name in ("reference", "ours"))
+        limits = {"tokens_per_second": f"≥ {stage.must}", "peak_mib": "≤ 0.7", "checkpoint_bytes": "≤ 0.8"}
+        limits["first_step_seconds"] = "≤ 1.2"
+        for figure, limit in limits.items():
+            ratio = ours[figure] / reference[figure]
+            name = figure.replace("_", " ")
+            lines.append(
+                f"| {stage.name}, {name} | {reference[figure]:,.1f} | {ours[figure]:,.1f} | {ratio:.2f} | {limit} |"
+            )
+    return "\n".join(lines)
+
+
+def _medians(rounds: Sequence[Figures]) -> Figures:
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def _run(command: list[str], folder: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    log = folder / "last.log"
+    with log.open("w", encoding="utf-8") as file:
+        completed = subprocess.run(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=_SECONDS, check=False
+        )
+    if completed.returncode:
+        raise SystemExit(f"{shlex.join(command)}\n{log.read_text(encoding='utf-8')[-4000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--stages", default=",".join(stage.name for stage in STAGES))
+    arguments = parser.parse_args()
+    missing = [path for path in (REFERENCE / "reference_trainer.py", TEXT, INSTRUCTIONS) if not path.exists()]
+    if missing:
+        raise SystemExit(f"the benchmark needs {', '.join(map(str, missing))}")
+    wanted = [stage for stage in STAGES if stage.name in arguments.stages.split(",")]
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        make_inputs(Path(name))
+        measured = {stage.name: measure(Path(name), stage, arguments.steps, arguments.rounds) for stage in wanted}
+    print(table(measured))
+    print(json.dumps(measured, indent=2))
+
+
+if __name__ == "__main__":
+    main()
