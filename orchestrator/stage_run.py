@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ def _history(planned: PlannedStage) -> dict[str, Any]:
     found: dict[str, Any] = {"history": summary.as_dict()}
     if rows:
         found["tokens_per_second"] = rows[-1]["tokens"] / summary.useful_seconds
+        found["step"] = {
+            name: statistics.median(row[name] for row in rows if name in row)
+            for name in rows[-1]
+            if name.endswith("seconds") or name == "flops_utilisation"
+        }
         found["checkpoint_bytes"] = max((event["bytes"] for event in events if event["event"] == "checkpoint"), default=0)
     return found
 

@@ -46,5 +46,13 @@ class PreparedRows:
         samples = slice(self.sample_offsets[index], self.sample_offsets[index + 1])
         return Row(self.tokens[place], self.loss_mask[place], self.sample_ends[samples])
 
+    @property
+    def seen(self) -> float:
+        """Tokens of its own sample that a token sees, itself among them, on average."""
+        lengths = np.diff(self.sample_ends, prepend=0).astype(np.float64)
+        firsts = self.sample_offsets[:-1]
+        lengths[firsts] = self.sample_ends[firsts]
+        return float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
+
     def num_targets(self, index: int) -> int:
         return int(self.targets[index])

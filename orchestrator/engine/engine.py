@@ -24,6 +24,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 from orchestrator.data.batches import MicroBatch, StepBatch
+from orchestrator.engine.clock import StepClock
 from orchestrator.engine.optimizer_state import OptimizerState
 from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StepResult, Wishes
 from orchestrator.errors import TrainingError
@@ -55,6 +56,7 @@ class Engine:
         self._rank = torch.distributed.get_rank()
         self._state = OptimizerState(self._engine.optimizer, optimizer, self._trainable, settings, self.device)
         self._loss_scale = self._state.loss_scale
+        self._clock = StepClock(on_gpu)
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +87,8 @@ class Engine:
             scale_is_spent=skipped and scale_was_least,
             gradient_norms=norms,
             wishes=wishes,
+            # The exchange above has waited for the device.
+            seconds=self._clock.read(),
         )
 
     @torch.no_grad()
@@ -143,13 +147,16 @@ class Engine:
         scale = forgotten_scale * self._world * self._settings.accumulation / batch.num_targets
         for number, micro in enumerate(batch.micro_batches):
             self._seed(step, number)
-            loss = self._engine(*micro.on(self.device))
-            total += loss.detach()
-            self._engine.backward(loss * scale)
+            with self._clock.part("forward"):
+                loss = self._engine(*micro.on(self.device))
+                total += loss.detach()
+            with self._clock.part("backward"):
+                self._engine.backward(loss * scale)
             if number == len(batch.micro_batches) - 1:
                 plain_norm = self._plain_gradient_norm()
                 norms = self._gradient_norms() if inspect else {}
-            self._engine.step()
+            with self._clock.part("optimizer"):
+                self._engine.step()
         norm = plain_norm if plain_norm is not None else self._global_gradient_norm() / forgotten_scale
         return total, norm, norms
 

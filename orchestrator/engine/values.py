@@ -55,6 +55,8 @@ class StepResult:
     """fp16 only: skipped although the loss scale was at its minimum."""
     wishes: Wishes = NO_WISHES
     """Of all ranks."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What this rank spent on reading, forward, backward (with the exchange of gradients) and optimizer."""
 
     @property
     def is_bad(self) -> bool:

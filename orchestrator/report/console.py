@@ -190,6 +190,8 @@ def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
             part["bits_per_character"] for part in (values["before"], values["after"], results["reference"][name])
         )
         lines.append(f"{name}: {before:.3f} → {after:.3f} bits per character (base {base:.3f})")
+    if step := results.get("step"):
+        lines.append(_step_in_words(step))
     if results["checkpoint_bytes"]:
         # Of each parameter that learns: an fp32 master and Adam's two moments.
         whole = results["checkpoint_bytes"] * total / trainable
@@ -197,6 +199,15 @@ def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
     if happened := described(results["history"]):
         lines.append(happened)
     return [*lines, f"done in {duration(results['seconds'])}"]
+
+
+def _step_in_words(step: dict[str, float]) -> str:
+    """Medians over the steps; their parts as shares, the largest first."""
+    parts = {name.removesuffix("_seconds"): value for name, value in step.items() if name.endswith("_seconds")}
+    shares = sorted(((value / step["seconds"], name) for name, value in parts.items()), reverse=True)
+    listed = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
+    of_peak = f"; {step['flops_utilisation']:.0%} of the devices' peak" if "flops_utilisation" in step else ""
+    return f"a step took {step['seconds']:.3g}s: {listed}{of_peak}"
 
 
 def size(number_of_bytes: float) -> str:

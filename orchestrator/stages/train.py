@@ -15,9 +15,10 @@ from orchestrator.data.batches import MicroBatch, StepBatches, evaluation_batche
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
-from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult
+from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult, peak_flops
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
 from orchestrator.model.attention import use_cpu_attention
+from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
@@ -32,7 +33,7 @@ from orchestrator.train.checkpoint_hook import CheckpointHook
 from orchestrator.train.checks import LearningCheck, check_end_is_learned, preflight
 from orchestrator.train.link import Link
 from orchestrator.train.loop import Hook, Progress, train
-from orchestrator.train.metrics_hook import MetricsHook, peak_memory_bytes
+from orchestrator.train.metrics_hook import MetricsHook, Utilisation, peak_memory_bytes
 from orchestrator.train.pulse import LinkedPulse
 from orchestrator.train.schedule import Schedule
 
@@ -58,7 +59,8 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     progress = resumed.progress if resumed else Progress()
     before = resumed.held_out if resumed else run.evaluate(engine, progress)
     check = LearningCheck(engine.master_checksums, engine.frozen_checksums, resumed.learning if resumed else None)
-    with _recorded(run, progress) as (recorders, summary), _saved(run, engine, check, before) as saving:
+    recording = _recorded(run, progress, _utilisation(run, engine))
+    with recording as (recorders, summary), _saved(run, engine, check, before) as saving:
         hooks = [*recorders, check, BadStepCheck(assignment.bad_steps, run.describe_batch), saving]
         progress = train(engine, run.batches, _schedule(assignment), hooks, progress, run.pulse())
         if progress.step < assignment.num_steps:
@@ -175,8 +177,18 @@ def _schedule(assignment: TrainAssignment) -> Schedule:
     return Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction)
 
 
+def _utilisation(run: _Run, engine: Engine) -> Utilisation:
+    """All ranks call it together, so that each finds what its device does while the others work."""
+    assignment = run.assignment
+    dist.barrier()
+    peak = torch.tensor(peak_flops(assignment.precision), dtype=torch.float64, device=engine.device)
+    dist.all_reduce(peak)
+    flops = step_flops(run.model, assignment.stage.resources.gradient_checkpointing)
+    return Utilisation(flops, run.batches.rows.seen, peak.item())
+
+
 @contextmanager
-def _recorded(run: _Run, progress: Progress) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
+def _recorded(run: _Run, progress: Progress, utilisation: Utilisation) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
     """Hooks that write the numbers down, and a summary to fill; rank 0 does, since all ranks have the same numbers."""
     if run.rank > 0:
         yield [], {}
@@ -188,7 +200,7 @@ def _recorded(run: _Run, progress: Progress) -> Iterator[tuple[list[Hook], dict[
     exit_code = 1
     try:
         with MetricsFile(metrics, keep_through_step=progress.step) as file:
-            recorder = MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps)
+            recorder = MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps, utilisation)
             yield [recorder, _FirstStep(run.link)], summary
         exit_code = 0
     finally:

@@ -1,7 +1,8 @@
 """What training is: batches into an engine until the schedule is spent, and hooks that are told."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from orchestrator.data.batches import StepBatches
@@ -44,10 +45,13 @@ def train(
     """Trains until the schedule is spent or a rank was asked to stop; all ranks must call."""
     while not schedule.is_spent(progress.step):
         pulse.beat(progress.step, "reading its batch")
+        started = time.perf_counter()
         batch = batches.of_step(progress.step)
+        reading = time.perf_counter() - started
         pulse.beat(progress.step, "computing")
         learning_rate, inspect = schedule.learning_rate(progress.step), progress.step < INSPECTED_STEPS
         result = engine.step(batch, learning_rate, progress.step, inspect, pulse.wishes())
+        result = replace(result, seconds={"reading": reading, **result.seconds})
         progress = progress.after(result.num_tokens)
         pulse.beat(progress.step, "between steps")
         for hook in hooks:

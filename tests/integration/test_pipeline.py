@@ -110,6 +110,19 @@ def test_metrics_count_every_step_and_the_loss_falls(finished: Finished) -> None
         assert sum(row["loss"] for row in rows[-5:]) < sum(row["loss"] for row in rows[:5])
 
 
+def test_metrics_say_where_the_time_of_a_step_goes(finished: Finished) -> None:
+    parts = [f"{part}_seconds" for part in ("reading", "forward", "backward", "optimizer", "other")]
+    for stage in TRAINED:
+        rows = read_metrics(finished.stage(stage) / "metrics.jsonl")
+        for row in rows:
+            assert sum(row[part] for part in parts) == pytest.approx(row["seconds"], rel=0.01)
+            assert 0 < row["flops_utilisation"] < 1
+        # What looks at the first steps is over then, and hardly anything but computing is left.
+        computing = sum(row["forward_seconds"] + row["backward_seconds"] + row["optimizer_seconds"] for row in rows[5:])
+        assert computing > 0.5 * sum(row["seconds"] for row in rows[5:])
+    assert finished.output.count("of the devices' peak") == len(TRAINED)
+
+
 def test_wandb_holds_the_same_numbers_one_run_for_each_stage_of_one_group(finished: Finished) -> None:
     runs = {stage: read_offline_runs(finished.stage(stage)) for stage in TRAINED}
     assert [len(attempts) for attempts in runs.values()] == [1, 1, 1]

@@ -91,6 +91,14 @@ def test_what_there_is_is_said_in_a_line(prepared: dict[bool, PreparedRows]) -> 
     assert str(summary).endswith(f"{summary.rows:,} sequences of 1,024, {100 * summary.fill_rate:.1f}% full")
 
 
+def test_a_token_sees_those_before_it_in_its_own_sample(prepared: dict[bool, PreparedRows]) -> None:
+    alone, together = prepared[False], prepared[True]
+    lengths = [len(alone.row(index).tokens) for index in range(len(alone))]
+    seen = [place + 1 for length in lengths for place in range(length)]
+    assert alone.seen == pytest.approx(sum(seen) / len(seen))
+    assert together.seen == pytest.approx(alone.seen)
+
+
 def test_a_batch_tells_where_each_sample_begins(prepared: dict[bool, PreparedRows]) -> None:
     rows = prepared[True]
     batch = StepBatches(rows, SampleOrder(len(rows), 4, seed=1), 4, rank=0, num_workers=1).of_step(0)

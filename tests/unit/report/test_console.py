@@ -159,6 +159,15 @@ def test_a_trained_stage_says_how_much_it_trained_and_what_it_changed(screen: Sc
         "held_out": {"validation": bits},
         "reference": {"validation": {"bits_per_character": 5.0}},
         "checkpoint_bytes": 148_140,
+        "step": {
+            "seconds": 2.0,
+            "reading_seconds": 0.001,
+            "forward_seconds": 0.6,
+            "backward_seconds": 1.2,
+            "optimizer_seconds": 0.1,
+            "other_seconds": 0.099,
+            "flops_utilisation": 0.42,
+        },
         "history": {
             "attempts": 3,
             "failures": {"worker_lost": 1, "preemption": 1},
@@ -172,6 +181,7 @@ def test_a_trained_stage_says_how_much_it_trained_and_what_it_changed(screen: Sc
     assert screen.lines == [
         "  trained 12,345 of 1,000,000 parameters (1.23%)",
         "  validation: 4.000 → 2.500 bits per character (base 5.000)",
+        "  a step took 2s: backward 60%, forward 30%, optimizer 5%, other 5%; 42% of the devices' peak",
         "  checkpoints of 148.1 kB; with the whole model in them 12.0 MB",
         "  3 attempts: 1 worker lost, 1 preemption; 14 steps again; recovery 6 s (longest 9 s); goodput 91 %",
         "  done in 1h02m",

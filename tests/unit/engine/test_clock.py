@@ -1,0 +1,46 @@
+"""The parts of a step add up, and are counted anew for each."""
+
+import time
+
+import pytest
+import torch
+
+from orchestrator.engine.clock import StepClock
+from orchestrator.engine.peak import peak_flops
+
+
+def test_parts_are_added_up_by_name_and_counted_anew_after_a_reading() -> None:
+    clock = StepClock(on_gpu=False)
+    for name in ("forward", "backward", "forward"):
+        with clock.part(name):
+            time.sleep(0.02)
+    seconds = clock.read()
+    assert seconds.keys() == {"forward", "backward"}
+    assert 0.04 <= seconds["forward"] < 0.2
+    assert 0.02 <= seconds["backward"] < 0.1
+    assert clock.read() == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpus_parts_are_its_own_time_and_not_that_of_asking() -> None:
+    clock, matrix = StepClock(on_gpu=True), torch.ones(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    matrix @ matrix
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with clock.part("forward"):
+        for _ in range(50):
+            matrix @ matrix
+    asking = time.perf_counter() - started
+    torch.cuda.synchronize()
+    assert clock.read()["forward"] > 2 * asking
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_peak_of_a_device_is_no_less_than_what_a_product_reaches(precision: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert 1e9 < peak_flops(precision) < 1e16
+    finally:
+        torch.set_num_threads(threads)
