@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.data.storage import ARRAYS
 from orchestrator.run_root import run_root
 from tests.faults.nodes import cluster_of, needs_namespaces
 from tests.faults.running import SAVE_EVERY, WORDS, Running, Undisturbed, assert_nothing_was_lost, running
@@ -128,7 +129,7 @@ def assert_bucket_holds_what_is_done_alone(bucket: Bucket, undisturbed: Undistur
     expected |= {f"{stage}/ledger.jsonl" for stage in records}
     expected |= {f"{stage}/metrics.jsonl" for stage in records if stage.startswith("embeddings-")}
     data = {name for name in names if name.startswith("data-")}
-    assert len(data) == 3 * len(("data.json", "tokens.npy", "loss_mask.npy", "offsets.npy", "targets.npy"))
+    assert len(data) == 3 * len(("data.json", *ARRAYS))
     assert names == expected | data
     (stage,) = (stage for stage in records if stage.startswith("embeddings-"))
     adapter = bucket.read(f"{stage}/adapter/adapter_model.safetensors")
