@@ -94,13 +94,18 @@ class _Attempt:
 
     def hear_last_words(self) -> None:
         """Of ranks that were killed: a checkpoint may have come to its end meanwhile."""
-        if not self._asked:
-            return
-        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_REPORT_SECONDS)
-        for ref in ready:
-            # A worker that is lost says nothing.
-            with suppress(ray.exceptions.RayError):
-                self._take(self._asked[ref], ray.get(ref))
+        until = time.monotonic() + _REPORT_SECONDS
+        while self._asked and (left := until - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=left)
+            for ref in ready:
+                rank = self._asked.pop(ref)
+                # A worker that is lost says nothing.
+                with suppress(ray.exceptions.RayError):
+                    report: Report = ray.get(ref)
+                    self._take(rank, report)
+                    if report.ending is None:
+                        # That was told before it was killed, and there may be more.
+                        self._ask(rank)
 
     def _start(self) -> None:
         """Rank 0 first: it opens the place where the others meet."""

@@ -84,7 +84,7 @@ def _await(command: Running, moment: str, fraction: float) -> bool:
     if not _wait(command, lambda: _is_training(command)):
         return False
     if moment == "training":
-        return _sleep(fraction * 3)
+        return _sleep(fraction * 2)
     # The folder of a checkpoint that is being written is there for some hundredths of a second.
     checkpoints = command.stage / "checkpoints"
     return _wait(command, lambda: any(checkpoints.glob(".*.partial"))) and _sleep(fraction * 0.06)

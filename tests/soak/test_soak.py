@@ -14,8 +14,10 @@ pytestmark = [pytest.mark.ray]
 @pytest.mark.slow
 @pytest.mark.timed
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_a_few_times(folder: Path, undisturbed: Undisturbed) -> None:
-    found = soak(list(WORDS), folder, kills=4, seed=3)
+def test_a_run_that_is_killed_a_few_times(folder: Path, prepared_root: Path) -> None:
+    words = words_for(60)
+    undisturbed = left_alone(words, prepared_root)
+    found = soak(words, folder, kills=4, seed=3)
     check(found, folder, undisturbed)
     assert sum(found.kills.values()) == 4
 
@@ -23,16 +25,24 @@ def test_a_run_that_is_killed_a_few_times(folder: Path, undisturbed: Undisturbed
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_kills_in_two_hundred_steps(folder: Path, prepared_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for word in WORDS if "embeddings.steps" not in word] + ["stages.embeddings.steps=200"]
-    with running(words, prepared_root) as command:
-        assert command.wait(600) == 0, command.output
-        adapter = sha256_file(command.stage / "adapter" / "adapter_model.safetensors")
-        undisturbed = Undisturbed(command.losses(), adapter)
+    words = words_for(200)
+    undisturbed = left_alone(words, prepared_root)
     found = soak(words, folder, kills=50, seed=1)
     check(found, folder, undisturbed)
     with capsys.disabled():
         print(f"\n{found.table()}")
     assert sum(found.kills.values()) == 50
+
+
+def words_for(steps: int) -> list[str]:
+    return [word for word in WORDS if "embeddings.steps" not in word] + [f"stages.embeddings.steps={steps}"]
+
+
+def left_alone(words: list[str], root: Path) -> Undisturbed:
+    """What the run learns that nothing happens to."""
+    with running(words, root) as command:
+        assert command.wait(600) == 0, command.output
+        return Undisturbed(command.losses(), sha256_file(command.stage / "adapter" / "adapter_model.safetensors"))
 
 
 def check(found: Soak, folder: Path, undisturbed: Undisturbed) -> None:
