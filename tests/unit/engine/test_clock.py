@@ -10,14 +10,15 @@ from orchestrator.engine.peak import peak_flops
 
 
 def test_parts_are_added_up_by_name_and_counted_anew_after_a_reading() -> None:
-    clock = StepClock(on_gpu=False)
+    clock, started = StepClock(on_gpu=False), time.perf_counter()
     for name in ("forward", "backward", "forward"):
         with clock.part(name):
             time.sleep(0.02)
     seconds = clock.read()
     assert seconds.keys() == {"forward", "backward"}
-    assert 0.04 <= seconds["forward"] < 0.2
-    assert 0.02 <= seconds["backward"] < 0.1
+    assert seconds["forward"] >= 0.04
+    assert seconds["backward"] >= 0.02
+    assert sum(seconds.values()) <= time.perf_counter() - started
     assert clock.read() == {}
 
 
