@@ -47,8 +47,18 @@ def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(prepared_root: Path, tmp_path: Path) -> Path:
     """A copy of that for a test to do its worst in."""
-    shutil.copytree(prepared_root / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("embeddings-*"))
-    return tmp_path
+    return _copy(prepared_root, tmp_path)
+
+
+@pytest.fixture
+def other_folder(prepared_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another copy."""
+    return _copy(prepared_root, tmp_path_factory.mktemp("other"))
+
+
+def _copy(prepared_root: Path, folder: Path) -> Path:
+    shutil.copytree(prepared_root / "runs", folder / "runs", ignore=shutil.ignore_patterns("embeddings-*"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What a RayJob runs is really run: its own entrypoint and environment, by Ray's job server, as the operator would."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def home(prepared_root: Path, tmp_path: Path) -> Path:
+def home(folder: Path) -> Path:
     """What the claim holds: the stage before, done."""
-    shutil.copytree(prepared_root / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("embeddings-*"))
-    return tmp_path
+    return folder
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.ray]
 @pytest.mark.slow
 @pytest.mark.timed
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_a_few_times(folder: Path, prepared_root: Path) -> None:
+def test_a_run_that_is_killed_a_few_times(folder: Path, other_folder: Path) -> None:
     words = words_for(60)
-    undisturbed = left_alone(words, prepared_root)
+    undisturbed = left_alone(words, other_folder)
     found = soak(words, folder, kills=4, seed=3)
     check(found, folder, undisturbed)
     assert sum(found.kills.values()) == 4
@@ -24,9 +24,9 @@ def test_a_run_that_is_killed_a_few_times(folder: Path, prepared_root: Path) -> 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_fifty_kills_in_two_hundred_steps(folder: Path, prepared_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fifty_kills_in_two_hundred_steps(folder: Path, other_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_for(200)
-    undisturbed = left_alone(words, prepared_root)
+    undisturbed = left_alone(words, other_folder)
     found = soak(words, folder, kills=50, seed=1)
     check(found, folder, undisturbed)
     with capsys.disabled():
@@ -38,9 +38,9 @@ def words_for(steps: int) -> list[str]:
     return [word for word in WORDS if "embeddings.steps" not in word] + [f"stages.embeddings.steps={steps}"]
 
 
-def left_alone(words: list[str], root: Path) -> Undisturbed:
+def left_alone(words: list[str], folder: Path) -> Undisturbed:
     """What the run learns that nothing happens to."""
-    with running(words, root) as command:
+    with running(words, folder) as command:
         assert command.wait(600) == 0, command.output
         return Undisturbed(command.losses(), sha256_file(command.stage / "adapter" / "adapter_model.safetensors"))
 
