@@ -4,16 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.checkpoint.manifest import Origin
 from orchestrator.contents import base_model_hash, tokenizer_hash
-from orchestrator.data.prepare import Preparation
+from orchestrator.data.choice import Choice, Split
+from orchestrator.data.part import Preparation
 from orchestrator.plan.adaptation import adaptations
 from orchestrator.plan.inputs import Inputs
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import RandomBase, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import HeldOutShare, RandomBase, Recipe, TrainStage, VocabularyStage
 from orchestrator.stages.assignment import ExportAssignment, HeldOut, TrainAssignment
 from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
@@ -48,9 +49,10 @@ def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage)
     return Sources(base, tokenizer, adapter, exchange_of(root, plan, planned))
 
 
-def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Preparation:
+def preparation(recipe: Recipe, inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Preparation:
     """What a training stage learns from."""
     stage = _training_stage(planned)
+    is_text = stage.objective == "next_token"
     return Preparation(
         objective=stage.objective,
         tokenizer=tokenizer,
@@ -59,6 +61,7 @@ def preparation(inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Prepa
         block_length=stage.block_length,
         template=stage.template,
         packing=stage.packing,
+        choice=_choice(recipe, _split(recipe, "learned") if is_text else None),
     )
 
 
@@ -68,7 +71,19 @@ def held_out_preparations(recipe: Recipe, inputs: Inputs, tokenizer: Path) -> di
     All stages see them in windows of the same length, so that their numbers compare.
     """
     window = min(stage.block_length for stage in recipe.stages.values() if isinstance(stage, TrainStage))
-    return {name: Preparation("held_out", tokenizer, name, files, window) for name, files in inputs.held_out.items()}
+    found = {}
+    for name, files in inputs.held_out.items():
+        choice = _choice(recipe, _split(recipe, "held_out") if name == "validation" else None)
+        found[name] = Preparation("held_out", tokenizer, name, files, window, choice=choice)
+    return found
+
+
+def _choice(recipe: Recipe, split: Split | None) -> Choice:
+    return Choice(recipe.reading.bad_records, recipe.reading.deduplicate, split, recipe.seed)
+
+
+def _split(recipe: Recipe, side: Literal["learned", "held_out"]) -> Split | None:
+    return Split(recipe.validation.share, side) if isinstance(recipe.validation, HeldOutShare) else None
 
 
 def training(

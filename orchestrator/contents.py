@@ -44,6 +44,8 @@ class DataFile:
     url: str
     """An absolute path, a URL for fsspec, or sample:NAME."""
     sha256: str
+    weight: float = 1.0
+    """How often its documents are learned in one pass over the data."""
 
     @property
     def location(self) -> str:
@@ -61,8 +63,8 @@ def find_data(field: str, sources: Sequence[str]) -> tuple[DataFile, ...]:
 
 
 def data_hash(files: Sequence[DataFile]) -> str:
-    """What the data is, wherever it lies: the order and the bytes of its files."""
-    return sha256_value([file.sha256 for file in files])
+    """What the data is, wherever it lies: the order and the bytes of its files, and their weights."""
+    return sha256_value([file.sha256 if file.weight == 1 else [file.sha256, file.weight] for file in files])
 
 
 def base_model_folder(base_model: str) -> Path:

@@ -9,6 +9,7 @@ from orchestrator.cluster.sizing import allowed_numbers, check_precision, worker
 from orchestrator.contents import DataFile
 from orchestrator.data.documents import check_documents
 from orchestrator.data.instructions import check_instructions
+from orchestrator.data.records import pass_by, stop
 from orchestrator.errors import DataError, RecipeError
 from orchestrator.lease import InFolder, InStore, Place, held
 from orchestrator.plan.inputs import find_inputs
@@ -107,12 +108,14 @@ def _check_data(run: Run, plan: Plan) -> None:
         if files := run.inputs.data.get(planned.name):
             answers = isinstance(planned.stage, TrainStage) and planned.stage.objective == "answers"
             checks.append((check_instructions if answers else check_documents, f"stages.{planned.name}", files))
+    # Those that are skipped are counted when the data is prepared.
+    complain = stop if run.recipe.reading.bad_records == "stop" else pass_by
     for check, field, files in checks:
         if (check, files) in seen:
             continue
         seen.add((check, files))
         try:
-            check(field, files)
+            check(field, files, complain)
         except DataError as error:
             problems.append(str(error))
     if problems:

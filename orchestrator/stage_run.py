@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator import assign
 from orchestrator.cluster.overseer import Overseer
 from orchestrator.cluster.sizing import Size, check_compiler
-from orchestrator.data.prepare import Preparation, find_prepared, prepared_key
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import IDLE_CPUS, find_prepared, preparation_progress, prepared_key
 from orchestrator.data.summary import read_summary
 from orchestrator.environment import versions
 from orchestrator.errors import LeaseError, OrchestratorError
@@ -158,9 +159,11 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, size: Size, overseer
     sources = assign.sources_of(run.root, run.inputs, plan, planned)
     # What the workers are told depends on it, so it is needed on this machine, too.
     sources.exchange.bring()
-    rows = _prepared(run, sources.exchange, assign.preparation(run.inputs, planned, sources.tokenizer))
+    rows = _prepared(run, sources.exchange, assign.preparation(run.recipe, run.inputs, planned, sources.tokenizer))
     if summary := read_summary(rows[0]):
         run.console.say(f"  {summary}")
+        for complaint in summary.complaints:
+            run.console.warn(f"  skipped: {complaint}")
     held_out = tuple(
         HeldOut(name, _prepared(run, sources.exchange, preparation)[0])
         for name, preparation in assign.held_out_preparations(run.recipe, run.inputs, sources.tokenizer).items()
@@ -190,7 +193,9 @@ def _prepared(run: Run, exchange: Exchange, preparation: Preparation) -> tuple[P
         run.root.fetch(name, DATA_NAME)
         if found := find_prepared(preparation, run.root.local):
             return found
-    answer = run_task(bodies.prepare_body, exchange, preparation)
+    with run.console.preparing(lambda: preparation_progress(preparation, run.root.local)):
+        # What waits takes next to nothing, and leaves the cores to those that do the work.
+        answer = run_task(bodies.prepare_body, exchange, preparation, cpus=IDLE_CPUS)
     run.root.fetch(name, DATA_NAME)
     return answer
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.contents import DataFile
-from orchestrator.data.records import Record, keys_of, read_records, text_value
+from orchestrator.data.records import Complain, Record, keys_of, read_records, stop, text_value
+from orchestrator.data.slices import CHECKED_BYTES, FileSlice, beginnings
 from orchestrator.errors import DataError
 
 
@@ -24,21 +25,43 @@ def read_documents(field: str, files: Sequence[DataFile]) -> Iterator[str]:
     """
     for file in files:
         blank = True
-        for record in read_records(field, file, ("text",)):
-            text = _text_of(record)
-            if text and not text.isspace():
-                blank = False
-                yield text
+        for text in read_slice(field, FileSlice(file)):
+            blank = False
+            yield text
         if blank:
-            raise DataError(f"{field}: {file.name} holds no document; add text to it, or leave it out")
+            raise no_document(field, file)
 
 
-def check_documents(field: str, files: Sequence[DataFile]) -> DocumentCounts:
-    """Reads every document without tokenizing it, so that a bad line is found before any worker starts."""
+def read_slice(field: str, piece: FileSlice, complain: Complain = stop) -> Iterator[str]:
+    """The documents of a part of a file; `complain` hears of records that are none."""
+    for record in read_records(field, piece, ("text",), complain):
+        try:
+            text = _text_of(record)
+        except DataError as error:
+            complain(error)
+            continue
+        if text and not text.isspace():
+            yield text
+
+
+def no_document(field: str, file: DataFile) -> DataError:
+    """What is wrong with a file of blank lines."""
+    return DataError(f"{field}: {file.name} holds no document; add text to it, or leave it out")
+
+
+def check_documents(field: str, files: Sequence[DataFile], complain: Complain = stop) -> DocumentCounts:
+    """Reads documents without tokenizing them, so that a bad line is found before any worker starts.
+
+    Of a file larger than CHECKED_BYTES only the begin; the rest is read when it is prepared.
+    """
     documents = characters = 0
-    for text in read_documents(field, files):
-        documents += 1
-        characters += len(text)
+    for piece in beginnings(field, files, CHECKED_BYTES):
+        before = documents
+        for text in read_slice(field, piece, complain):
+            documents += 1
+            characters += len(text)
+        if documents == before:
+            raise no_document(field, piece.file)
     return DocumentCounts(documents, characters)
 
 

@@ -1,5 +1,6 @@
 """From text and instructions to rows: what each objective learns from, batch by batch, in the order of the files."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -37,8 +38,12 @@ def next_token_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[st
     begin, end = begin_ids(tokenizer), [tokenizer.eos_token_id]
     stream = np.zeros(0, np.int32)
     for batch in _batches(documents, len):
-        tokens = [token for ids in text_ids(tokenizer, batch) for token in (*begin, *ids, *end)]
-        stream = np.concatenate([stream, np.array(tokens, np.int32)])
+        tokens = array("i")
+        for ids in text_ids(tokenizer, batch):
+            tokens.extend(begin)
+            tokens.extend(ids)
+            tokens.extend(end)
+        stream = np.concatenate([stream, np.frombuffer(tokens, np.int32)])
         # One token is held back: as a row of its own at the end it would have nothing to learn.
         full = max(0, len(stream) - 2) // block_length * block_length
         rows = [_all_loss(row) for row in stream[:full].reshape(-1, block_length)]

@@ -1,51 +1,44 @@
-"""Tokenizes data once. The result is a folder named by all that it depends on, and whole or absent."""
+"""Tokenizes data once, part by part. The result is a folder named by all that it depends on, and whole or absent.
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+Parts are made in parallel and joined in their order as they come, so that the same bytes come out whoever makes them. What
+is made and joined stays when the process is killed, and the next one goes on from there.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from orchestrator.contents import DataFile, data_hash, tokenizer_hash
-from orchestrator.data.documents import read_documents
-from orchestrator.data.instructions import read_instructions
-from orchestrator.data.objectives import RowBatch, answer_rows, held_out_rows, next_token_rows, packed_rows
-from orchestrator.data.storage import RowWriter
-from orchestrator.data.summary import Objective, Summary, read_summary, write_summary
-from orchestrator.data.templates import Template
-from orchestrator.data.tokenizer import load_tokenizer
-from orchestrator.errors import DataError, RecipeError
+from filelock import FileLock
+
+from orchestrator.data.duplicates import find_firsts
+from orchestrator.data.joining import Joining, Progress, read_progress
+from orchestrator.data.part import PartMaker, Preparation, firsts_file, marks_file, read_counts
+from orchestrator.data.slices import Part
+from orchestrator.data.summary import Summary, read_summary, write_summary
+from orchestrator.errors import DataError, OrchestratorError, RecipeError
 from orchestrator.store import sha256_value, sync_files, sync_folder
-
-CODE_VERSION = 2
-"""To be raised with every change that gives other tokens, so that what was prepared before is not taken for the same."""
 
 MIN_BLOCK_LENGTH = 8
 """Below this, the parts that a row keeps of a prompt and an answer would be no tokens at all."""
 
+IDLE_CPUS = 0.1
+"""Cores that a process asks for which prepares data with a crew: some, so that it does not end on a node that has none."""
 
-@dataclass(frozen=True)
-class Preparation:
-    """What is to be prepared, and from what."""
+Task = Callable[[PartMaker, Part], object]
+Crew = Callable[[Task, Preparation, Path, Sequence[Part]], Iterable[object]]
+"""Does a task for each part, in whatever order and processes, and yields once for each that is done."""
 
-    objective: Objective
-    tokenizer: Path
-    """A local folder."""
-    field: str
-    """The recipe's field that names the files; only for errors."""
-    files: tuple[DataFile, ...]
-    block_length: int
-    """Tokens in a row, at most."""
-    template: Template = "alpaca"
-    """Matters for answers only."""
-    packing: bool = False
-    """Several samples to a row; matters for answers only."""
+
+def in_this_process(task: Task, preparation: Preparation, workshop: Path, parts: Sequence[Part]) -> Iterator[object]:
+    """One part after another; a fast tokenizer uses all cores for each."""
+    maker = PartMaker(preparation, workshop)
+    for part in parts:
+        yield task(maker, part)
 
 
 def prepared_key(preparation: Preparation) -> str:
     """12 hex over all that the rows depend on; where the files lie is no part of it."""
-    return sha256_value(_identity(preparation))[:12]
+    return sha256_value(preparation.identity())[:12]
 
 
 def find_prepared(preparation: Preparation, run_root: Path) -> tuple[Path, int] | None:
@@ -55,10 +48,15 @@ def find_prepared(preparation: Preparation, run_root: Path) -> tuple[Path, int] 
     return (folder, summary.rows) if summary else None
 
 
-def prepare(preparation: Preparation, run_root: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder `<run_root>/data-<key>`, made now or found complete; several processes may ask at once.
+def preparation_progress(preparation: Preparation, run_root: Path) -> Progress | None:
+    """How far a preparation is that some process works on; None where none has begun."""
+    return read_progress(_workshop(preparation, run_root))
 
-    `progress` gets the documents and tokens so far. Raises DataError, ModelError, or RecipeError for a tiny block.
+
+def prepare(preparation: Preparation, run_root: Path, crew: Crew = in_this_process) -> Path:
+    """The folder `<run_root>/data-<key>`, made now or found complete; a second process waits for the first.
+
+    Raises DataError, ModelError, or RecipeError for a tiny block.
     """
     if preparation.block_length < MIN_BLOCK_LENGTH:
         raise RecipeError(f"block_length {preparation.block_length} is too short; give at least {MIN_BLOCK_LENGTH} tokens")
@@ -66,77 +64,76 @@ def prepare(preparation: Preparation, run_root: Path, progress: Callable[[int, i
     if read_summary(folder):
         return folder
     run_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=run_root) as workshop:
-        building = Path(workshop) / folder.name
-        building.mkdir()
-        summary = _write_rows(preparation, building, progress)
-        write_summary(building, summary, _identity(preparation))
-        sync_files(building)
-        _publish(building, folder)
+    workshop = _workshop(preparation, run_root)
+    # The kernel takes the lock from a process that is killed.
+    with FileLock(f"{workshop}.lock"):
+        if not read_summary(folder):
+            try:
+                _prepare(preparation, workshop, folder, crew)
+            except OrchestratorError:
+                # It is the data's fault, and whoever mends that prepares other data.
+                shutil.rmtree(workshop)
+                raise
+    Path(f"{workshop}.lock").unlink(missing_ok=True)
     return folder
+
+
+def _prepare(preparation: Preparation, workshop: Path, folder: Path, crew: Crew) -> None:
+    workshop.mkdir(exist_ok=True)
+    parts = preparation.parts()
+    if preparation.choice.deduplicate:
+        _mark_copies(preparation, workshop, parts, crew)
+    with Joining(workshop, parts) as joining:
+        left = [part for part in parts[joining.joined :] if not read_counts(workshop, part)]
+        joining.join_what_is_there()
+        for _ in crew(PartMaker.make, preparation, workshop, left):
+            joining.join_what_is_there()
+        summary = joining.summary(preparation)
+    _check(preparation, joining.read, summary)
+    rows = joining.folder
+    write_summary(rows, summary, preparation.identity())
+    sync_files(rows)
+    if folder.exists():
+        # Half a folder: nothing here leaves one, but an interrupted copy does.
+        shutil.rmtree(folder)
+    rows.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(workshop)
+
+
+def _mark_copies(preparation: Preparation, workshop: Path, parts: Sequence[Part], crew: Crew) -> None:
+    """Reads everything once, before anything is tokenized."""
+    if all(firsts_file(workshop, piece).is_file() for part in parts for piece in part.slices):
+        return
+    seen: set[str] = set()
+    new = [part for part in parts if _is_new(part, seen)]
+    left = [part for part in new if not all(marks_file(workshop, piece).is_file() for piece in part.slices)]
+    for _ in crew(PartMaker.mark, preparation, workshop, left):
+        pass
+    find_firsts(workshop, parts)
+
+
+def _is_new(part: Part, seen: set[str]) -> bool:
+    """Whether it holds slices that no earlier one does; a weight above 1 repeats them."""
+    names = {piece.name for piece in part.slices}
+    new = bool(names - seen)
+    seen |= names
+    return new
+
+
+def _check(preparation: Preparation, read: dict[str, int], summary: Summary) -> None:
+    """DataError where a file holds nothing, or all together."""
+    for file in preparation.files:
+        if not read[file.url]:
+            raise preparation.nothing_in(file)
+    if not summary.rows:
+        raise DataError(f"{preparation.field}: nothing to learn in {len(preparation.files)} files; they hold no tokens")
 
 
 def _folder(preparation: Preparation, run_root: Path) -> Path:
     return run_root / f"data-{prepared_key(preparation)}"
 
 
-def _identity(preparation: Preparation) -> dict[str, Any]:
-    return {
-        "code": CODE_VERSION,
-        "objective": preparation.objective,
-        "tokenizer": tokenizer_hash(preparation.tokenizer),
-        "data": data_hash(preparation.files),
-        "block_length": preparation.block_length,
-        "template": preparation.template if preparation.objective == "answers" else None,
-        "packing": preparation.packing if preparation.objective == "answers" else None,
-    }
-
-
-def _write_rows(preparation: Preparation, folder: Path, progress: Callable[[int, int], None] | None) -> Summary:
-    documents = characters = truncated = 0
-    with RowWriter(folder) as writer:
-        for batch in _row_batches(preparation):
-            writer.append(batch.rows)
-            documents += batch.documents
-            characters += batch.characters
-            truncated += batch.truncated
-            if progress:
-                progress(documents, writer.tokens)
-    if not writer.rows:
-        raise DataError(f"{preparation.field}: nothing to learn in {len(preparation.files)} files; they hold no tokens")
-    return Summary(
-        objective=preparation.objective,
-        block_length=preparation.block_length,
-        documents=documents,
-        characters=characters,
-        rows=writer.rows,
-        tokens=writer.tokens,
-        targets=writer.targets,
-        truncated=truncated,
-    )
-
-
-def _row_batches(preparation: Preparation) -> Iterator[RowBatch]:
-    tokenizer = load_tokenizer(preparation.tokenizer)
-    field, files, block_length = preparation.field, preparation.files, preparation.block_length
-    if preparation.objective == "answers":
-        rows = answer_rows(tokenizer, read_instructions(field, files), block_length, preparation.template)
-        return packed_rows(rows, block_length) if preparation.packing else rows
-    if preparation.objective == "held_out":
-        return held_out_rows(tokenizer, read_documents(field, files), block_length)
-    return next_token_rows(tokenizer, read_documents(field, files), block_length)
-
-
-def _publish(building: Path, folder: Path) -> None:
-    """Renames a finished folder to its name, unless another process was first: then both hold the same bytes."""
-    while not read_summary(folder):
-        if folder.exists():
-            # Half a folder: nothing here leaves one, but an interrupted copy does.
-            with suppress(FileNotFoundError):
-                folder.rename(Path(tempfile.mkdtemp(dir=building.parent)) / "half")
-        try:
-            building.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    sync_folder(folder.parent)
+def _workshop(preparation: Preparation, run_root: Path) -> Path:
+    """Where parts are made and joined until all is whole."""
+    return run_root / f".data-{prepared_key(preparation)}"

@@ -1,44 +1,73 @@
 """The records of a data file, one after another, each with the place that an error about it names."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import IO, cast
 
 import fsspec
 
-from orchestrator.contents import DataFile
+from orchestrator.data.slices import FileSlice
 from orchestrator.errors import DataError
 
 _PARQUET_ROWS = 1024
+_CHUNK_BYTES = 1 << 22
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Complain = Callable[[DataError], None]
+"""What is done about a bad record: it raises, or the record is left out."""
+
+
+def stop(error: DataError) -> None:
+    """Lets no bad record pass."""
+    raise error
+
+
+def pass_by(error: DataError) -> None:
+    """Leaves bad records to somebody else."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """The recipe's field, the file and the line: how an error about a record begins. Written out only for an error."""
+
+    place: str
+    number: int
+    """From 1, in the part of the file that is read."""
+    before: Callable[[], int] = field(compare=False)
+    """How many lines, or rows, the file has before that part."""
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.kind}{self.before() + self.number}"
 
 
 @dataclass(frozen=True)
 class Record:
     """One line, list entry or row of a data file."""
 
-    where: str
-    """The recipe's field, the file and the line: how an error about this record begins."""
+    where: Where
     value: object
 
 
-def read_records(field: str, file: DataFile, columns: Sequence[str]) -> Iterator[Record]:
+def read_records(field: str, piece: FileSlice, columns: Sequence[str], complain: Complain = stop) -> Iterator[Record]:
     """The records of a .jsonl, .json, .txt or .parquet file; of a Parquet file only `columns` are read.
 
-    A .json file is held in memory as a whole, the others are streamed. Raises DataError naming `field`, file and place.
+    A .json file is held in memory as a whole, the others are streamed. `complain` hears of lines that are no records; what
+    is wrong with a whole file is raised as DataError. Both name `field`, file and place.
     """
+    file = piece.file
     place = f"{field}: {file.name}"
     try:
         with cast("IO[bytes]", fsspec.open(file.location, "rb")) as opened:
             if file.name.endswith(".jsonl"):
-                yield from _json_lines(place, opened)
+                yield from _json_lines(place, opened, piece, complain)
             elif file.name.endswith(".json"):
                 yield from _json_list(place, opened.read())
             elif file.name.endswith(".parquet"):
-                yield from _parquet_rows(place, opened, columns)
+                yield from _parquet_rows(place, opened, piece, columns)
             else:
-                yield from _lines(place, opened)
+                yield from _lines(place, opened, piece, complain)
     except FileNotFoundError as error:
         raise DataError(f"{place}: no such file any more; it was at {file.location}") from error
 
@@ -48,7 +77,7 @@ def keys_of(value: dict) -> str:
     return ", ".join(str(key) for key in value) or "no keys at all"
 
 
-def text_value(where: str, name: str, value: object) -> str:
+def text_value(where: object, name: str, value: object) -> str:
     """`value` as text that can be encoded; DataError otherwise."""
     if not isinstance(value, str):
         raise DataError(f'{where}: "{name}" is {_kind(value)}; it must be text')
@@ -63,22 +92,58 @@ def text_value(where: str, name: str, value: object) -> str:
     return value
 
 
-def _lines(place: str, opened: IO[bytes]) -> Iterator[Record]:
+def _lines(place: str, opened: IO[bytes], piece: FileSlice, complain: Complain) -> Iterator[Record]:
     """Only line feeds end a line: a text may hold the other characters that Python's splitlines() would cut at."""
+    at = _go_to_line(opened, piece.start)
+    first = at
+
+    def before() -> int:
+        return _line_feeds(piece, first)
+
     for number, line in enumerate(opened, start=1):
-        where = f"{place}:{number}"
-        yield Record(where, _decode(where, line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip("\r\n"))
+        if piece.stop is not None and at >= piece.stop:
+            return
+        where = Where(place, number, before)
+        content = line.removeprefix(_BYTE_ORDER_MARK) if at == 0 else line
+        at += len(line)
+        try:
+            text = _decode(where, content).rstrip("\r\n")
+        except DataError as error:
+            complain(error)
+        else:
+            yield Record(where, text)
 
 
-def _json_lines(place: str, opened: IO[bytes]) -> Iterator[Record]:
-    for line in _lines(place, opened):
+def _go_to_line(opened: IO[bytes], start: int) -> int:
+    """Where the first line begins that does so at `start` or after."""
+    if start == 0:
+        return 0
+    opened.seek(start - 1)
+    return start - 1 + len(opened.readline())
+
+
+def _line_feeds(piece: FileSlice, stop: int) -> int:
+    """Before byte `stop` of the file."""
+    found = 0
+    with cast("IO[bytes]", fsspec.open(piece.file.location, "rb")) as opened:
+        while stop > 0:
+            chunk = opened.read(min(_CHUNK_BYTES, stop))
+            found += chunk.count(b"\n")
+            stop -= len(chunk)
+    return found
+
+
+def _json_lines(place: str, opened: IO[bytes], piece: FileSlice, complain: Complain) -> Iterator[Record]:
+    for line in _lines(place, opened, piece, complain):
         if not str(line.value).strip():
             continue
         try:
-            yield Record(line.where, json.loads(str(line.value)))
+            value = json.loads(str(line.value))
         except json.JSONDecodeError as error:
             problem = f"{error.msg}: column {error.colno}"
-            raise DataError(f"{line.where}: not JSON ({problem}); fix or remove the line") from error
+            complain(DataError(f"{line.where}: not JSON ({problem}); fix or remove the line"))
+        else:
+            yield Record(line.where, value)
 
 
 def _json_list(place: str, content: bytes) -> Iterator[Record]:
@@ -93,10 +158,10 @@ def _json_list(place: str, content: bytes) -> Iterator[Record]:
     if not isinstance(records, list):
         raise DataError(f"{place}: holds {_kind(records)}; a .json file must hold one list of records")
     for number, record in enumerate(records, start=1):
-        yield Record(f"{place}: record {number}", record)
+        yield Record(Where(place, number, int, " record "), record)
 
 
-def _parquet_rows(place: str, opened: IO[bytes], columns: Sequence[str]) -> Iterator[Record]:
+def _parquet_rows(place: str, opened: IO[bytes], piece: FileSlice, columns: Sequence[str]) -> Iterator[Record]:
     import pyarrow  # noqa: PLC0415  reading documents should not wait for it
     import pyarrow.parquet  # noqa: PLC0415
 
@@ -106,14 +171,17 @@ def _parquet_rows(place: str, opened: IO[bytes], columns: Sequence[str]) -> Iter
         if not present:
             wanted = ", ".join(f'"{name}"' for name in columns)
             raise DataError(f"{place}: has no column {wanted}; it has {', '.join(table.schema_arrow.names)}")
-        rows = (row for batch in table.iter_batches(_PARQUET_ROWS, columns=present) for row in batch.to_pylist())
+        groups = [group for group in range(table.num_row_groups) if piece.holds(group, table.num_row_groups)]
+        rows_before = sum(table.metadata.row_group(group).num_rows for group in range(min(groups, default=0)))
+        batches = table.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=present)
+        rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
-            yield Record(f"{place}: row {number}", row)
+            yield Record(Where(place, number, lambda: rows_before, " row "), row)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{place}: not Parquet ({error}); fetch or write the file again") from error
 
 
-def _decode(place: str, content: bytes) -> str:
+def _decode(place: object, content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """Rows of tokens on disk: six .npy files that grow while the corpus streams by, and are mapped when it is read."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -42,15 +43,23 @@ class Row(NamedTuple):
 class GrowingArray:
     """A flat .npy file that is appended to; its header tells the length once it is closed."""
 
-    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
-        self.length = 0
+    def __init__(self, path: Path, dtype: type[np.generic], length: int = 0) -> None:
+        """A file that is there goes on behind its first `length` values."""
+        self.length = length
         self._dtype = np.dtype(dtype)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if length else "wb")
         self._write_header()
+        self._file.truncate(self._file.tell() + length * self._dtype.itemsize)
+        self._file.seek(0, os.SEEK_END)
 
     def append(self, values: np.ndarray) -> None:
         self._file.write(values.astype(self._dtype, copy=False).tobytes())
         self.length += len(values)
+
+    def sync(self) -> None:
+        """What was appended is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.seek(0)
@@ -66,11 +75,20 @@ class GrowingArray:
 class RowWriter:
     """Appends rows to the arrays of a folder; readable once the `with` block is left."""
 
-    def __init__(self, folder: Path) -> None:
-        self._arrays = {name: GrowingArray(folder / name, dtype) for name, dtype in ARRAYS.items()}
-        self._arrays["offsets.npy"].append(np.zeros(1))
-        self._arrays["sample_offsets.npy"].append(np.zeros(1))
+    def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
+        """Goes on behind the first `lengths` values of the arrays that are there."""
+        lengths = lengths or {}
+        self._arrays = {name: GrowingArray(folder / name, dtype, lengths.get(name, 0)) for name, dtype in ARRAYS.items()}
+        if not lengths:
+            self._arrays["offsets.npy"].append(np.zeros(1))
+            self._arrays["sample_offsets.npy"].append(np.zeros(1))
         self.targets = 0
+        """Positions with loss in the rows that were appended one by one."""
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Values in each array."""
+        return {name: array.length for name, array in self._arrays.items()}
 
     @property
     def rows(self) -> int:
@@ -95,9 +113,24 @@ class RowWriter:
         self._arrays["sample_ends.npy"].append(np.concatenate(ends))
         self.targets += int(targets.sum())
 
+    def append_folder(self, folder: Path) -> None:
+        """The rows of another folder."""
+        begins = {"offsets.npy": self.tokens, "sample_offsets.npy": self._arrays["sample_ends.npy"].length}
+        for name, array in self._arrays.items():
+            values = np.load(folder / name, mmap_mode="r")
+            # Where the rows before end, the first of these begins.
+            array.append(values[1:] + begins[name] if name in begins else values)
+
+    def sync(self) -> None:
+        for array in self._arrays.values():
+            array.sync()
+
+    def close(self) -> None:
+        for array in self._arrays.values():
+            array.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for array in self._arrays.values():
-            array.close()
+        self.close()

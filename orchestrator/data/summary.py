@@ -29,6 +29,12 @@ class Summary:
     """Positions with loss."""
     truncated: int
     """Instructions that were too long for a row."""
+    duplicates: int = 0
+    """Copies of earlier ones, which were left out."""
+    bad: int = 0
+    """Records that could not be read and were skipped."""
+    complaints: tuple[str, ...] = ()
+    """What was wrong with the first of them."""
 
     @property
     def fill_rate(self) -> float:
@@ -38,6 +44,8 @@ class Summary:
     def __str__(self) -> str:
         what = "instructions" if self.objective == "answers" else "documents"
         cut = f", {self.truncated:,} of them cut to fit" if self.truncated else ""
+        left_out = [f"{self.duplicates:,} copies"] * bool(self.duplicates) + [f"{self.bad:,} bad records"] * bool(self.bad)
+        cut += f", without {' and '.join(left_out)}" if left_out else ""
         where = f"{self.rows:,} sequences of {self.block_length:,}, {self.fill_rate:.1%} full"
         return f"{self.documents:,} {what}, {self.tokens:,} tokens{cut}; {where}"
 
@@ -65,4 +73,5 @@ def read_summary(folder: Path) -> Summary | None:
             return None
     counts = written["counts"]
     del counts["fill_rate"]
-    return Summary(**counts)
+    complaints = tuple(counts.pop("complaints"))
+    return Summary(**counts, complaints=complaints)

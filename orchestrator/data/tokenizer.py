@@ -28,6 +28,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text alone, without special tokens."""
     # A web page that strikes <s>words</s> out must not begin and end documents.
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        # More than twice as fast as through transformers, which asks where in the text each token lies.
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     encoding = tokenizer(
         list(texts),
         add_special_tokens=False,

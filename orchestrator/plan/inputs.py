@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.contents import (
@@ -16,7 +16,16 @@ from orchestrator.contents import (
 from orchestrator.errors import DataError, OrchestratorError, RecipeError
 from orchestrator.plan.base_check import problems_with_base
 from orchestrator.plan.plan import Contents
-from orchestrator.schema import ExportStage, RandomBase, Recipe, Stage, TrainStage
+from orchestrator.schema import (
+    ExportStage,
+    HeldOutShare,
+    RandomBase,
+    Recipe,
+    Stage,
+    TrainStage,
+    WeightedSource,
+    WeightedSources,
+)
 from orchestrator.schema.credentials import fields_with_credentials
 from orchestrator.store import sha256_file, sha256_value
 
@@ -53,7 +62,8 @@ def find_inputs(recipe: Recipe) -> Inputs:
         with problems.collected():
             sentencepiece_model = sentencepiece_model or _sentencepiece_hash(name, stage)
     with problems.collected():
-        held_out |= {"validation": find_data("validation", recipe.validation)} if recipe.validation else {}
+        if files := _validation(recipe):
+            held_out["validation"] = files
     with problems.collected():
         held_out |= {"retention": find_data("retention.text", recipe.retention.text)} if recipe.retention else {}
     if base is not None:
@@ -100,12 +110,37 @@ def _stage_data(name: str, stage: Stage, recipe: Recipe) -> tuple[DataFile, ...]
     if stage.kind == "vocabulary" and stage.merge == "none":
         return ()
     if stage.data:
-        return find_data(f"stages.{name}.data", stage.data)
+        return _find(f"stages.{name}.data", stage.data)
     word = "instructions" if isinstance(stage, TrainStage) and stage.objective == "answers" else "text"
     sources = getattr(recipe, word)
     if not sources:
         raise DataError(f"{word}: is empty, and stages.{name} learns from it; give files, folders, globs or hub ids")
-    return find_data(word, sources)
+    files = _find(word, sources)
+    # The tokenizer is trained on each document once, however often it is learned.
+    return files if isinstance(stage, TrainStage) else _without_weights(files)
+
+
+def _validation(recipe: Recipe) -> tuple[DataFile, ...]:
+    """The text that is held out or, where that is a share, the text that it is a share of."""
+    if not isinstance(recipe.validation, HeldOutShare):
+        return find_data("validation", recipe.validation) if recipe.validation else ()
+    if not recipe.text:
+        raise DataError("validation.share: there is no text to hold out a share of; give `text`, or files to validate on")
+    return _without_weights(_find("text", recipe.text))
+
+
+def _find(field: str, sources: WeightedSources) -> tuple[DataFile, ...]:
+    found: list[DataFile] = []
+    for source in sources:
+        if isinstance(source, WeightedSource):
+            found += (replace(file, weight=source.weight) for file in find_data(field, [source.path]))
+        else:
+            found += find_data(field, [source])
+    return tuple(found)
+
+
+def _without_weights(files: tuple[DataFile, ...]) -> tuple[DataFile, ...]:
+    return tuple(replace(file, weight=1.0) for file in files)
 
 
 def _sentencepiece_hash(name: str, stage: Stage) -> str | None:

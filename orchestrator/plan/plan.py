@@ -15,7 +15,7 @@ from orchestrator.plan.checkpoints import checkpoint_steps
 from orchestrator.plan.explain import why_new
 from orchestrator.plan.record import Record, read_record
 from orchestrator.plan.selection import selected_stages
-from orchestrator.schema import ExportStage, Recipe, Stage, TrainStage, VocabularyStage
+from orchestrator.schema import ExportStage, HeldOutShare, Reading, Recipe, Stage, TrainStage, VocabularyStage
 from orchestrator.store import sha256_value
 
 IDENTITY_FORMAT = 1
@@ -118,6 +118,11 @@ def _identity(name: str, stage: Stage, recipe: Recipe, contents: Contents, paren
         identity |= {"base_model": contents.base_model, "base_tokenizer": contents.base_tokenizer}
     if isinstance(stage, TrainStage):
         identity["precision"] = recipe.precision
+        # As long as they change nothing, they are not named, so that what was learned before they existed stays known.
+        if recipe.reading != Reading():
+            identity["reading"] = recipe.reading.model_dump(mode="json")
+        if isinstance(recipe.validation, HeldOutShare) and stage.objective == "next_token":
+            identity["held_out_share"] = recipe.validation.share
     if isinstance(stage, VocabularyStage) and stage.sentencepiece_model:
         identity["sentencepiece_model"] = contents.sentencepiece_model
     elif name in contents.data:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import RecipeError
-from orchestrator.schema import KubernetesCluster, RandomBase, Recipe
+from orchestrator.schema import HeldOutShare, KubernetesCluster, RandomBase, Recipe, WeightedSource, WeightedSources
 
 
 def check_places(recipe: Recipe, cluster: KubernetesCluster) -> None:
@@ -73,13 +73,20 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not isinstance(recipe.base_model, RandomBase):
         yield "base_model", recipe.base_model
     for field in ("text", "instructions", "validation"):
-        yield from ((field, source) for source in getattr(recipe, field))
+        yield from ((field, path) for path in _paths(getattr(recipe, field)))
     if recipe.retention:
         yield from (("retention.text", source) for source in recipe.retention.text)
     for name, stage in recipe.stages.items():
-        yield from ((f"stages.{name}.data", source) for source in getattr(stage, "data", None) or ())
+        yield from ((f"stages.{name}.data", path) for path in _paths(getattr(stage, "data", None) or ()))
         if model := getattr(stage, "sentencepiece_model", None):
             yield f"stages.{name}.sentencepiece_model", model
+
+
+def _paths(sources: WeightedSources | HeldOutShare) -> list[str]:
+    """A share of the text names no file of its own."""
+    if isinstance(sources, HeldOutShare):
+        return []
+    return [source.path if isinstance(source, WeightedSource) else source for source in sources]
 
 
 def _shown(cluster: KubernetesCluster) -> str:

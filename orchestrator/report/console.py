@@ -6,7 +6,7 @@ Where the output is no terminal there are plain lines instead of a moving one, a
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from rich.text import Text
 from orchestrator.plan.plan import Plan, PlannedStage, State
 from orchestrator.plan.record import Record
 from orchestrator.report.history import described
+from orchestrator.report.preparing import Prepared, PreparingLine
+from orchestrator.report.words import duration, size
 from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
 
 _POLL_SECONDS = 0.5
@@ -70,11 +72,23 @@ class Console:
         """An error that a person can act on; on stderr."""
         Terminal(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style="red"))
 
-    @contextmanager
-    def progress(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[None]:
+    def progress(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]]) -> AbstractContextManager[None]:
         """Shows how far training is, from the rows of its metrics, until the `with` ends."""
+
+        def line() -> str | None:
+            return _progress_line(seen, num_steps) if (seen := rows()) else None
+
+        return self._watched("loading the model", line)
+
+    def preparing(self, look: Callable[[], Prepared | None]) -> AbstractContextManager[None]:
+        """Shows how far the preparation of data is, until the `with` ends."""
+        return self._watched("preparing the data", PreparingLine(look))
+
+    @contextmanager
+    def _watched(self, before: str, line: Callable[[], str | None]) -> Iterator[None]:
+        """Shows a line that changes, and `before` until there is one."""
         finished = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(num_steps, rows, finished), daemon=True)
+        watcher = threading.Thread(target=self._watch, args=(before, line, finished), daemon=True)
         watcher.start()
         try:
             yield
@@ -95,28 +109,26 @@ class Console:
         # As a Text, because Rich would read a [word] in a path or a recipe's value as markup.
         self._terminal.print(Text(text, style))
 
-    def _watch(self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event) -> None:
+    def _watch(self, before: str, line: Callable[[], str | None], finished: threading.Event) -> None:
         if not self._terminal.is_terminal:
-            self._watch_plainly(num_steps, rows, finished)
+            self._watch_plainly(line, finished)
             return
-        with self._terminal.status("  loading the model", spinner="dots") as status:
+        with self._terminal.status(f"  {before}", spinner="dots") as status:
             while not finished.wait(_POLL_SECONDS):
-                if seen := rows():
-                    status.update(f"  {_progress_line(seen, num_steps)}")
-        if seen := rows():
-            self._print(f"  {_progress_line(seen, num_steps)}")
+                if text := line():
+                    status.update(f"  {text}")
+        if text := line():
+            self._print(f"  {text}")
 
-    def _watch_plainly(
-        self, num_steps: int, rows: Callable[[], Sequence[dict[str, Any]]], finished: threading.Event
-    ) -> None:
-        shown_step, shown_at = 0, time.monotonic()
+    def _watch_plainly(self, line: Callable[[], str | None], finished: threading.Event) -> None:
+        shown, shown_at = "", time.monotonic()
         while True:
             over = finished.wait(_POLL_SECONDS)
-            seen = rows()
+            text = line()
             due = over or time.monotonic() - shown_at > _PLAIN_LINE_SECONDS
-            if seen and due and seen[-1]["step"] != shown_step:
-                self._print(f"  {_progress_line(seen, num_steps)}")
-                shown_step, shown_at = seen[-1]["step"], time.monotonic()
+            if text and due and text != shown:
+                self._print(f"  {text}")
+                shown, shown_at = text, time.monotonic()
             if over:
                 return
 
@@ -166,12 +178,6 @@ def _progress_line(rows: Sequence[dict[str, Any]], num_steps: int) -> str:
     return f"step {last['step']:,}/{num_steps:,}  loss {last['loss']:.3f}  {rate:,.0f} tokens/s  {left} left"
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
 def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
     """What a person would want to know of a finished stage, a line each."""
     if isinstance(planned.stage, VocabularyStage):
@@ -208,14 +214,6 @@ def _step_in_words(step: dict[str, float]) -> str:
     listed = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
     of_peak = f"; {step['flops_utilisation']:.0%} of the devices' peak" if "flops_utilisation" in step else ""
     return f"a step took {step['seconds']:.3g}s: {listed}{of_peak}"
-
-
-def size(number_of_bytes: float) -> str:
-    """1.5 MB and the like, in powers of 1,000."""
-    for unit, bytes_of_unit in (("GB", 1e9), ("MB", 1e6)):
-        if number_of_bytes >= bytes_of_unit:
-            return f"{number_of_bytes / bytes_of_unit:.1f} {unit}"
-    return f"{number_of_bytes / 1e3:.1f} kB"
 
 
 def _vocabulary_findings(results: dict[str, Any]) -> list[str]:

@@ -16,15 +16,16 @@ from orchestrator.schema.execution import (
     WandbTracking,
     Workers,
 )
-from orchestrator.schema.recipe import RandomBase, Recipe, Retention, StageSelection
+from orchestrator.schema.recipe import HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
 from orchestrator.schema.stages import ExportStage, Lora, Resources, Stage, TrainStage, VocabularyStage
-from orchestrator.schema.strict import Schema
+from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
 
 __all__ = [
     "AddressCluster",
     "CheckpointPolicy",
     "Cluster",
     "ExportStage",
+    "HeldOutShare",
     "KubernetesCluster",
     "LocalCluster",
     "Lora",
@@ -32,6 +33,7 @@ __all__ = [
     "PlacedCluster",
     "RandomBase",
     "Range",
+    "Reading",
     "Recipe",
     "Recovery",
     "Resources",
@@ -43,5 +45,7 @@ __all__ = [
     "TrainStage",
     "VocabularyStage",
     "WandbTracking",
+    "WeightedSource",
+    "WeightedSources",
     "Workers",
 ]

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from orchestrator.schema.cluster import Cluster
 from orchestrator.schema.execution import CheckpointPolicy, Recovery, Tracking, Workers
 from orchestrator.schema.stages import Stage
-from orchestrator.schema.strict import Schema, Sources
+from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 StageSelection = int | str | tuple[int | str, ...]
 """What `stage=` takes: a number, a name, a range (1-3), a list of these, or all."""
@@ -44,6 +44,23 @@ class Retention(Schema):
     """Bits per character above the base model's."""
 
 
+class HeldOutShare(Schema):
+    """Documents of the recipe's `text` that are never learned and measure what is."""
+
+    share: float = Field(gt=0, lt=1)
+    """Which they are follows from what they say and from the seed, so a document's copies are held out with it. The
+    vocabulary stage counts pieces in all of the text."""
+
+
+class Reading(Schema):
+    """What is done about documents and instructions that may not be wanted."""
+
+    bad_records: Literal["stop", "skip"] = "stop"
+    """Those that cannot be read: stop before anything is learned, or leave them out and say how many."""
+    deduplicate: bool = False
+    """Learn equal documents of a stage once."""
+
+
 def _plain_selection(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -55,11 +72,12 @@ class Recipe(Schema):
     stage: Annotated[StageSelection, BeforeValidator(_plain_selection)] = "all"
     base_model: str | RandomBase
     """A folder in Hugging Face format, a hub id, or a random model to try things on."""
-    text: Sources = ()
-    instructions: Sources = ()
-    validation: Sources = ()
-    """Held-out text: bits per character before and after each training stage."""
+    text: WeightedSources = ()
+    instructions: WeightedSources = ()
+    validation: HeldOutShare | Sources = ()
+    """Held-out text, or a share of `text` to hold out: bits per character before and after each training stage."""
     retention: Retention | None = None
+    reading: Reading = Reading()
     seed: NonNegativeInt = 1
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     stages: dict[str, Stage] = Field(min_length=1)

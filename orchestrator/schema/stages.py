@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from orchestrator.schema.strict import Schema, Sources
+from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 SavedModule = Literal["embed_tokens", "lm_head"]
 """The modules outside the blocks that may be trained in full."""
@@ -58,7 +58,7 @@ class TrainStage(Schema):
     kind: Literal["train"]
     objective: Literal["next_token", "answers"]
     """next_token learns the recipe's `text`; answers learns the answers of its `instructions`."""
-    data: Sources | None = None
+    data: WeightedSources | None = None
     """This stage's own sources, in place of the recipe's."""
     template: Literal["alpaca", "chat"] = "alpaca"
     """How an instruction is put to the model; chat uses the tokenizer's own chat template."""

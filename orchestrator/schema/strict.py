@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveFloat
 
 
 class Schema(BaseModel):
@@ -12,8 +12,20 @@ class Schema(BaseModel):
 
 
 def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str | dict) else value
 
 
 Sources = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """Files, folders, globs or hub ids; one may be written without the list."""
+
+
+class WeightedSource(Schema):
+    """A source that is learned more or less often than the others."""
+
+    path: str
+    weight: PositiveFloat
+    """How often each document is learned in a pass over the data: 2 is twice, 0.1 a tenth of the documents once."""
+
+
+WeightedSources = Annotated[tuple[str | WeightedSource, ...], BeforeValidator(_as_tuple)]
+"""The same with weights; a source without one counts once."""

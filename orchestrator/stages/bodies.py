@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.contents import DataFile
-from orchestrator.data.prepare import Preparation
+from orchestrator.data.part import Preparation
 from orchestrator.schema import ExportStage, RandomBase, VocabularyStage
 from orchestrator.stages.assignment import ExportAssignment, TrainAssignment, TrainEnding
 from orchestrator.stages.exchange import DATA_NAME, Exchange
@@ -52,10 +52,12 @@ def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, A
 
 def prepare_body(exchange: Exchange, preparation: Preparation) -> tuple[Path, int]:
     """The folder of prepared data, and how many rows it has."""
+    from orchestrator.data.parallel import on_ray
     from orchestrator.data.prepare import prepare
     from orchestrator.data.rows import PreparedRows
 
     exchange.bring()
-    folder = prepare(preparation, exchange.root.local)
+    # With an object store each node has a mirror of its own.
+    folder = prepare(preparation, exchange.root.local, on_ray(only_here=exchange.root.url is not None))
     exchange.root.publish(folder.name, DATA_NAME)
     return folder, len(PreparedRows.open(folder))

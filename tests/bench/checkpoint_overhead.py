@@ -20,7 +20,8 @@ from orchestrator.contents import find_data
 from orchestrator.data.batches import StepBatches
 from orchestrator.data.documents import read_documents
 from orchestrator.data.order import SampleOrder
-from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import prepare
 from orchestrator.data.rows import PreparedRows
 from orchestrator.engine import Engine, EngineSettings, EngineState, Wishes
 from orchestrator.model.adapters import attach

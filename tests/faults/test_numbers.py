@@ -12,7 +12,8 @@ from orchestrator.checkpoint.generations import newest_good
 from orchestrator.checkpoint.writer import CheckpointWriter
 from orchestrator.contents import find_data
 from orchestrator.data.documents import read_documents
-from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import prepare
 from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult, Wishes
 from orchestrator.errors import TrainingError
 from orchestrator.model.loss import SummedLoss

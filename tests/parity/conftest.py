@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.contents import find_data
 from orchestrator.data.documents import read_documents
-from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import prepare
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.stages.random_base import write_random_base
 from orchestrator.vocabulary.training import train_base_model

@@ -119,6 +119,7 @@ def test_the_demo_needs_no_download_and_brings_its_own_text() -> None:
     recipe = compose([])
     assert isinstance(recipe.base_model, RandomBase)
     assert recipe.retention is not None
+    assert isinstance(recipe.validation, tuple)
     sources = [recipe.text, recipe.instructions, recipe.validation, recipe.retention.text, recipe.base_model.text]
     assert all(sources)
-    assert all(source.startswith("sample:") for part in sources for source in part)
+    assert all(str(source).startswith("sample:") for part in sources for source in part)

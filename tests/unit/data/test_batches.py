@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from orchestrator.contents import find_data
 from orchestrator.data.batches import MicroBatch, StepBatch, StepBatches, evaluation_batches
 from orchestrator.data.order import SampleOrder
-from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import prepare
 from orchestrator.data.rows import PreparedRows
 from orchestrator.errors import RecipeError
 

@@ -44,7 +44,7 @@ def test_every_format_gives_the_same_instructions(write, tmp_path: Path):
     ]
     for file in files:
         assert read(file) == expected, file.name
-    assert read(files[1])[1].where == "instructions: a.jsonl:2"
+    assert str(read(files[1])[1].where) == "instructions: a.jsonl:2"
     assert check_instructions("instructions", files).instructions == 8
 
 

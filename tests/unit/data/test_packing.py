@@ -9,7 +9,8 @@ from orchestrator.contents import find_data
 from orchestrator.data.batches import IGNORED, StepBatches
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.packing import packed
-from orchestrator.data.prepare import Preparation, prepare
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import prepare
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.storage import Row
 

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ import pytest
 from orchestrator.contents import DataFile, find_data
 from orchestrator.data import objectives
 from orchestrator.data.documents import read_documents
-from orchestrator.data.prepare import Preparation, prepare, prepared_key
+from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import Task, in_this_process, prepare, prepared_key
 from orchestrator.data.rows import PreparedRows
+from orchestrator.data.slices import Part
 from orchestrator.data.tokenizer import load_tokenizer, text_ids
 from orchestrator.errors import DataError, ModelError, RecipeError
 
@@ -134,15 +136,10 @@ def test_a_tokenizer_that_cannot_end_a_text_is_refused(without_bos, tmp_path):
 
 
 def test_what_is_prepared_is_reused_at_once_and_gives_the_same_bytes_anywhere(text, tmp_path):
-    seen = []
-    folder = prepare(text, tmp_path, lambda documents, tokens: seen.append((documents, tokens)))
+    folder = prepare(text, tmp_path)
     assert folder == tmp_path / f"data-{prepared_key(text)}"
-    rows = PreparedRows.open(folder)
-    assert seen[-1] == (rows.summary.documents, rows.summary.tokens)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    seen.clear()
-    assert prepare(text, tmp_path, lambda documents, tokens: seen.append((documents, tokens))) == folder
-    assert not seen
+    assert prepare(text, tmp_path, nobody) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert contents(prepare(text, tmp_path / "elsewhere")) == contents(folder)
     written = json.loads((folder / "data.json").read_text())
@@ -187,43 +184,29 @@ def test_half_a_folder_is_not_taken_as_complete(text, tmp_path, damage):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_an_interrupted_preparation_leaves_nothing(text, tmp_path):
-    def interrupt(documents: int, tokens: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare(text, tmp_path, interrupt)
-    assert not list(tmp_path.iterdir())
+def nobody(task: Task, preparation: Preparation, workshop: Path, parts: Sequence[Part]) -> Iterator[object]:
+    """A crew that must not be called."""
+    raise AssertionError("somebody was to prepare what is there")
 
 
 def test_two_that_prepare_the_same_at_once_get_the_same_folder(text, tmp_path):
-    both_are_writing = threading.Barrier(2)
-    met = threading.local()
+    asked: list[int] = []
+    waited: list[Future[Path]] = []
 
-    def wait(documents: int, tokens: int) -> None:
-        if not getattr(met, "other", False):
-            both_are_writing.wait(timeout=30)
-            met.other = True
+    def waiting(task: Task, preparation: Preparation, workshop: Path, parts: Sequence[Part]) -> Iterator[object]:
+        asked.append(len(parts))
+        second = pool.submit(prepare, text, tmp_path, nobody)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        waited.append(second)
+        return in_this_process(task, preparation, workshop, parts)
 
-    with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(prepare, text, tmp_path, wait) for _ in range(2))
-        assert first.result() == second.result()
-    assert [path.name for path in tmp_path.iterdir()] == [first.result().name]
-    assert contents(first.result()) == contents(prepare(text, tmp_path / "alone"))
-
-
-def test_who_comes_second_takes_what_the_first_has_made(text, tmp_path, monkeypatch):
-    made = prepare(text, tmp_path / "first")
-    rename = Path.rename
-
-    def rename_just_too_late(path: Path, target: Path) -> Path:
-        shutil.copytree(made, target)
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", rename_just_too_late)
-    folder = prepare(text, tmp_path / "second")
-    assert contents(folder) == contents(made)
-    assert [path.name for path in folder.parent.iterdir()] == [made.name]
+    with ThreadPoolExecutor(1) as pool:
+        first = prepare(text, tmp_path, waiting)
+        assert waited[0].result(timeout=30) == first
+    assert asked == [1]
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    assert contents(first) == contents(prepare(text, tmp_path / "alone"))
 
 
 def test_a_tiny_block_is_refused(text, tmp_path):

@@ -11,7 +11,8 @@ from rich.console import Console as Terminal
 
 from orchestrator.plan.plan import Contents, Plan, PlannedStage, State, make_plan
 from orchestrator.plan.record import Record
-from orchestrator.report.console import Console, duration, shown
+from orchestrator.report.console import Console, shown
+from orchestrator.report.words import duration
 from orchestrator.schema import Recipe
 
 TRAIN = {"kind": "train", "block_length": 64, "global_batch_size": 16, "steps": 10, "learning_rate": 1e-4}
