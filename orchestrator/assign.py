@@ -49,6 +49,23 @@ def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage)
     return Sources(base, tokenizer, adapter, exchange_of(root, plan, planned))
 
 
+def data_sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
+    """The same for its data alone, which needs nothing of what is learned before."""
+    vocabulary = plan.parent(planned, VocabularyStage)
+    if vocabulary:
+        folder = vocabulary.folder
+        exchange = Exchange.of(root, planned.folder.name, [folder.name])
+        return Sources(folder / "base", folder / "tokenizer", None, exchange)
+    assert not isinstance(inputs.base, RandomBase)
+    return Sources(inputs.base, inputs.base, None, Exchange.of(root, planned.folder.name, []))
+
+
+def all_preparations(recipe: Recipe, inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> list[Preparation]:
+    """What a training stage learns from and what it is measured on."""
+    held_out = held_out_preparations(recipe, inputs, tokenizer)
+    return [preparation(recipe, inputs, planned, tokenizer), *held_out.values()]
+
+
 def preparation(recipe: Recipe, inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> Preparation:
     """What a training stage learns from."""
     stage = _training_stage(planned)

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from orchestrator.cluster.sizing import allowed_numbers, check_precision, workers_for
@@ -17,7 +18,7 @@ from orchestrator.plan.plan import Plan, PlannedStage, make_plan
 from orchestrator.report.console import Console
 from orchestrator.run_root import RunRoot, run_root
 from orchestrator.schema import LocalCluster, Recipe, TrainStage, VocabularyStage
-from orchestrator.stage_run import Run, remove_loose_ends, run_stage
+from orchestrator.stage_run import Devices, Run, prepare_all, remove_loose_ends, run_stage
 
 
 def run_pipeline(recipe: Recipe, console: Console, command: str) -> Plan:
@@ -46,6 +47,7 @@ def run_pipeline(recipe: Recipe, console: Console, command: str) -> Plan:
 def _run_on_cluster(run: Run, plan: Plan) -> Plan:
     # Ray takes seconds to import; a pipeline that is done does not wait for it.
     from orchestrator.cluster.node_check import check_nodes  # noqa: PLC0415
+    from orchestrator.cluster.recovery import worker_group  # noqa: PLC0415
     from orchestrator.cluster.session import connected  # noqa: PLC0415
 
     trained = {planned.name: planned.stage for planned in plan.to_run if isinstance(planned.stage, TrainStage)}
@@ -58,9 +60,22 @@ def _run_on_cluster(run: Run, plan: Plan) -> Plan:
         if not isinstance(run.recipe.cluster, LocalCluster):
             run.console.say("asking every node")
             check_nodes(run.root, _files_read(run, plan))
-        for planned in plan.to_run:
-            with held(_leases(run, planned), run.command, run.console.warn) as lease:
-                plan = plan.with_record(planned.name, run_stage(run, plan, planned, size, lease))
+        with closing(worker_group(size, run.recipe.recovery, run.console.warn)) as group:
+            return _run_stages(run, plan, Devices(size, group))
+
+
+def _run_stages(run: Run, plan: Plan, devices: Devices) -> Plan:
+    is_prepared = False
+    for planned in plan.to_run:
+        is_training = isinstance(planned.stage, TrainStage)
+        if is_training and not is_prepared:
+            prepare_all(run, plan)
+            is_prepared = True
+        if not is_training:
+            # It needs their place.
+            devices.group.close()
+        with held(_leases(run, planned), run.command, run.console.warn) as lease:
+            plan = plan.with_record(planned.name, run_stage(run, plan, planned, devices, lease))
     return plan
 
 

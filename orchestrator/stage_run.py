@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import assign
 from orchestrator.cluster.overseer import Overseer
@@ -35,6 +35,9 @@ from orchestrator.store import read_json
 from orchestrator.tracking.ledger import LEDGER_NAME, Ledger, read_ledger, summarize
 from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
 
+if TYPE_CHECKING:
+    from orchestrator.cluster.group import WorkerGroup
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,7 +51,15 @@ class Run:
     """As a person would type it; other runs of the same stage are told."""
 
 
-def run_stage(run: Run, plan: Plan, planned: PlannedStage, size: Size, lease: Lease) -> Record:
+@dataclass(frozen=True)
+class Devices:
+    """What training stages run on."""
+
+    size: Size
+    group: "WorkerGroup"
+
+
+def run_stage(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, lease: Lease) -> Record:
     """Runs one stage and commits it; until then its folder counts for nothing."""
     stage = planned.folder.name
     run.root.fetch_records(stage)
@@ -69,7 +80,7 @@ def run_stage(run: Run, plan: Plan, planned: PlannedStage, size: Size, lease: Le
             case VocabularyStage():
                 results = _run_vocabulary(run, planned, exchange)
             case TrainStage():
-                results = _run_train(run, plan, planned, size, Overseer(ledger, run.console.warn, lease.check))
+                results = _run_train(run, plan, planned, devices, Overseer(ledger, run.console.warn, lease.check))
             case ExportStage():
                 results = _run_export(run, plan, planned)
         ledger.write("finish", step=results.get("steps", 0))
@@ -152,10 +163,25 @@ def _run_vocabulary(run: Run, planned: PlannedStage, exchange: Exchange) -> dict
     return _run_body(exchange, bodies.vocabulary_body, *arguments)
 
 
-def _run_train(run: Run, plan: Plan, planned: PlannedStage, size: Size, overseer: Overseer) -> dict[str, Any]:
+def prepare_all(run: Run, plan: Plan) -> None:
+    """The data of every training stage to run, once its tokenizer is there: what is wrong with it is found before anything
+    is learned, and the workers need not make room for that between two stages."""
+    trained = [planned for planned in plan.to_run if isinstance(planned.stage, TrainStage)]
+    said: set[str] = set()
+    for planned in trained:
+        sources = assign.data_sources_of(run.root, run.inputs, plan, planned)
+        sources.exchange.bring()
+        for preparation in assign.all_preparations(run.recipe, run.inputs, planned, sources.tokenizer):
+            if (key := prepared_key(preparation)) not in said and not find_prepared(preparation, run.root.local):
+                run.console.say(f"preparing {preparation.field}")
+                _prepared(run, sources.exchange, preparation)
+            said.add(key)
+
+
+def _run_train(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, overseer: Overseer) -> dict[str, Any]:
     from orchestrator.cluster.recovery import train_with_recovery  # noqa: PLC0415
 
-    check_compiler(size)
+    check_compiler(devices.size)
     sources = assign.sources_of(run.root, run.inputs, plan, planned)
     # What the workers are told depends on it, so it is needed on this machine, too.
     sources.exchange.bring()
@@ -168,9 +194,9 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, size: Size, overseer
         HeldOut(name, _prepared(run, sources.exchange, preparation)[0])
         for name, preparation in assign.held_out_preparations(run.recipe, run.inputs, sources.tokenizer).items()
     )
-    assignment = assign.training(run.recipe, planned, sources, rows, held_out, size.cpus)
+    assignment = assign.training(run.recipe, planned, sources, rows, held_out, devices.size.cpus)
     with run.console.progress(assignment.num_steps, Numbers(run.root, planned.folder).rows):
-        train_with_recovery(assignment, size, run.recipe.recovery, overseer)
+        train_with_recovery(assignment, devices.group, run.recipe.recovery, overseer)
         # Rank 0 may have been on another machine.
         sources.exchange.collect()
         run.root.fetch_file(f"{planned.folder.name}/{METRICS_NAME}")

@@ -1,7 +1,6 @@
 """A training stage, whatever happens to its workers: attempt after attempt, until it is done or another would not help."""
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -20,14 +19,18 @@ PRELOADED = ("orchestrator.stages.train",)
 """What a training process imports, which takes longer than all else at its start."""
 
 
-def train_with_recovery(assignment: TrainAssignment, size: Size, recovery: Recovery, overseer: Overseer) -> None:
-    """Runs a training stage to its end.
+def worker_group(size: Size, recovery: Recovery, say: Callable[[str], None]) -> WorkerGroup:
+    """Workers for training stages; they start with the first one, and serve the next as they are."""
+    return WorkerGroup(size, PRELOADED, say, recovery.wait_minutes * 60)
+
+
+def train_with_recovery(assignment: TrainAssignment, group: WorkerGroup, recovery: Recovery, overseer: Overseer) -> None:
+    """Runs a training stage to its end, and leaves the workers of the group idle.
 
     Raises the error that no further attempt would mend, ClusterError when the failures in a row are too many, and
     Interrupted after Ctrl-C or SIGTERM, with everything saved.
     """
-    group = WorkerGroup(size, PRELOADED, overseer.say, recovery.wait_minutes * 60)
-    with listening() as interrupts, closing(group):
+    with listening() as interrupts:
         _Attempts(assignment, group, recovery, overseer, interrupts).run()
 
 

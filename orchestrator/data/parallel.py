@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data.part import PartMaker, Preparation
@@ -18,14 +17,20 @@ _ERRORS: dict[str, type[OrchestratorError]] = {kind.__name__: kind for kind in (
 """What may be wrong with the data; everything else is our mistake."""
 
 
-def on_ray(only_here: bool) -> Crew:
+WORTH_BYTES = 1 << 26
+"""Less is prepared by one process on all cores of its node before others have started."""
+
+
+def on_ray(only_here: bool, worth_bytes: int = WORTH_BYTES) -> Crew:
     """A crew of one process a core, on this node alone where the others do not see its files."""
 
     def crew(task: Task, preparation: Preparation, workshop: Path, parts: Sequence[Part]) -> Iterator[object]:
         workers = min(len(parts), _cores(only_here))
-        if workers < 2:
+        if workers < 2 or sum(part.bytes for part in parts) < worth_bytes:
             yield from in_this_process(task, preparation, workshop, parts)
             return
+        import ray.data  # noqa: PLC0415  takes seconds
+
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # A block for each, so that any process may take it. These are there at once, where those of `range` would be made by

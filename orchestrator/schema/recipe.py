@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from orchestrator.schema.cluster import Cluster
 from orchestrator.schema.execution import CheckpointPolicy, Recovery, Tracking, Workers
 from orchestrator.schema.stages import Stage
-from orchestrator.schema.strict import Schema, Sources, WeightedSources
+from orchestrator.schema.strict import Schema, Sources, WeightedSources, mapping_or
 
 StageSelection = int | str | tuple[int | str, ...]
 """What `stage=` takes: a number, a name, a range (1-3), a list of these, or all."""
@@ -52,6 +52,12 @@ class HeldOutShare(Schema):
     vocabulary stage counts pieces in all of the text."""
 
 
+Validation = Annotated[
+    Annotated[HeldOutShare, Tag("HeldOutShare")] | Annotated[Sources, Tag("tuple[str, ...]")],
+    mapping_or("HeldOutShare", "tuple[str, ...]"),
+]
+
+
 class Reading(Schema):
     """What is done about documents and instructions that may not be wanted."""
 
@@ -74,7 +80,7 @@ class Recipe(Schema):
     """A folder in Hugging Face format, a hub id, or a random model to try things on."""
     text: WeightedSources = ()
     instructions: WeightedSources = ()
-    validation: HeldOutShare | Sources = ()
+    validation: Validation = ()
     """Held-out text, or a share of `text` to hold out: bits per character before and after each training stage."""
     retention: Retention | None = None
     reading: Reading = Reading()

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, PositiveFloat, Tag
 
 
 class Schema(BaseModel):
@@ -12,11 +12,13 @@ class Schema(BaseModel):
 
 
 def _as_tuple(value: object) -> object:
+    if value is None:
+        return ()
     return (value,) if isinstance(value, str | dict) else value
 
 
 Sources = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-"""Files, folders, globs or hub ids; one may be written without the list."""
+"""Files, folders, globs or hub ids; one may be written without the list, and null is none."""
 
 
 class WeightedSource(Schema):
@@ -27,5 +29,13 @@ class WeightedSource(Schema):
     """How often each document is learned in a pass over the data: 2 is twice, 0.1 a tenth of the documents once."""
 
 
-WeightedSources = Annotated[tuple[str | WeightedSource, ...], BeforeValidator(_as_tuple)]
+def mapping_or(tag: str, other: str) -> Discriminator:
+    """Tells a mapping from all else, so that an error speaks of what was meant alone."""
+    return Discriminator(lambda value: tag if isinstance(value, dict | Schema) else other)
+
+
+_PlainOrWeighted = Annotated[
+    Annotated[str, Tag("str")] | Annotated[WeightedSource, Tag("WeightedSource")], mapping_or("WeightedSource", "str")
+]
+WeightedSources = Annotated[tuple[_PlainOrWeighted, ...], BeforeValidator(_as_tuple)]
 """The same with weights; a source without one counts once."""

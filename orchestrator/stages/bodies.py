@@ -50,14 +50,15 @@ def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, A
     return run_export(stage, assignment)
 
 
-def prepare_body(exchange: Exchange, preparation: Preparation) -> tuple[Path, int]:
-    """The folder of prepared data, and how many rows it has."""
-    from orchestrator.data.parallel import on_ray
+def prepare_body(exchange: Exchange, preparation: Preparation, worth_bytes: int | None = None) -> tuple[Path, int]:
+    """The folder of prepared data, and how many rows it has; more than `worth_bytes` is prepared by the whole cluster."""
+    from orchestrator.data.parallel import WORTH_BYTES, on_ray
     from orchestrator.data.prepare import prepare
     from orchestrator.data.rows import PreparedRows
 
     exchange.bring()
     # With an object store each node has a mirror of its own.
-    folder = prepare(preparation, exchange.root.local, on_ray(only_here=exchange.root.url is not None))
+    crew = on_ray(exchange.root.url is not None, WORTH_BYTES if worth_bytes is None else worth_bytes)
+    folder = prepare(preparation, exchange.root.local, crew)
     exchange.root.publish(folder.name, DATA_NAME)
     return folder, len(PreparedRows.open(folder))

@@ -24,4 +24,4 @@ if __name__ == "__main__":
     run_root, name_of_tokenizer, *names = sys.argv[1:]
     with connected(LocalCluster(kind="local")):
         preparation = preparation_of(name_of_tokenizer, names)
-        run_task(prepare_body, Exchange.of(RunRoot(Path(run_root)), "stage", ()), preparation, cpus=IDLE_CPUS)
+        run_task(prepare_body, Exchange.of(RunRoot(Path(run_root)), "stage", ()), preparation, 0, cpus=IDLE_CPUS)
