@@ -31,6 +31,7 @@ soak: setup
 bench: setup
 	$(BIN)/python -m tests.bench.against_reference
 	$(BIN)/python -m tests.bench.checkpoint_overhead
+	$(BIN)/python -m tests.bench.preparation
 
 lint: setup
 	$(BIN)/ruff check .
