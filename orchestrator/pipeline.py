@@ -68,13 +68,13 @@ def _run_stages(run: Run, plan: Plan, devices: Devices) -> Plan:
     is_prepared = False
     for planned in plan.to_run:
         is_training = isinstance(planned.stage, TrainStage)
-        if is_training and not is_prepared:
-            prepare_all(run, plan)
-            is_prepared = True
         if not is_training:
             # It needs their place.
             devices.group.close()
         with held(_leases(run, planned), run.command, run.console.warn) as lease:
+            if is_training and not is_prepared:
+                prepare_all(run, plan)
+                is_prepared = True
             plan = plan.with_record(planned.name, run_stage(run, plan, planned, devices, lease))
     return plan
 

@@ -5,7 +5,7 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,13 +141,16 @@ def _history(planned: PlannedStage) -> dict[str, Any]:
     found: dict[str, Any] = {"history": summary.as_dict()}
     if rows:
         found["tokens_per_second"] = rows[-1]["tokens"] / summary.useful_seconds
-        found["step"] = {
-            name: statistics.median(row[name] for row in rows if name in row)
-            for name in rows[-1]
-            if name.endswith("seconds") or name == "flops_utilisation"
-        }
+        found["step"] = _typical_step(rows)
         found["checkpoint_bytes"] = max((event["bytes"] for event in events if event["event"] == "checkpoint"), default=0)
     return found
+
+
+def _typical_step(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the steps; of checkpoints, which most steps have none of, the share of each."""
+    names = {name for row in rows for name in row if name.endswith("seconds") or name == "flops_utilisation"}
+    typical = {name: statistics.median(row.get(name, 0.0) for row in rows) for name in sorted(names)}
+    return typical | {"checkpoint_seconds": sum(row.get("checkpoint_seconds", 0.0) for row in rows) / len(rows)}
 
 
 def _run_vocabulary(run: Run, planned: PlannedStage, exchange: Exchange) -> dict[str, Any]:

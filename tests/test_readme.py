@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from orchestrator.compose import RECIPES_FOLDER, compose
+from tests.bench.scaling import table
 from tests.shared_data import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,3 +70,7 @@ def test_the_words_of_the_table_are_the_words_of_the_config() -> None:
     config = (RECIPES_FOLDER / "config.yaml").read_text(encoding="utf-8")
     declared = set(re.findall(r"^(?:  - )?(\w+):", config, flags=re.MULTILINE)) - {"defaults", "retention", "hydra"}
     assert words == declared
+
+
+def test_the_table_of_scaling_is_the_one_that_is_printed() -> None:
+    assert table() in README

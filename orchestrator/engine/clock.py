@@ -15,13 +15,18 @@ class StepClock:
         self._on_gpu = on_gpu
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._inner = 0.0
+        """Seconds of the parts inside the one that is under way."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """What is a part of its own inside it counts to that alone; on a GPU, where the two may overlap, to both."""
         if not self._on_gpu:
-            started = time.perf_counter()
+            started, outer, self._inner = time.perf_counter(), self._inner, 0.0
             yield
-            self._seconds[name] += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self._seconds[name] += spent - self._inner
+            self._inner = outer + spent
             return
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()

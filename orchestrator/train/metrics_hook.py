@@ -51,7 +51,7 @@ class MetricsHook:
             return
         seconds = time.monotonic() - self._since
         parts = {f"{part}_seconds": spent / self._steps for part, spent in self._parts.items()}
-        # Checkpoints among it, and what looks at the first steps.
+        # What looks at the first steps is among it, and what begins and ends a stage.
         parts["other_seconds"] = max(0.0, seconds / self._steps - sum(parts.values()))
         row = {
             "step": progress.step,

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.stages.random_base import write_random_base
@@ -106,41 +107,84 @@ def of_reference(folder: Path, stage: Stage, steps: int) -> Figures:
     }
 
 
-def of_ours(folder: Path, stage: Stage, steps: int, seed: int = 1) -> Figures:
-    """By the command that anyone types; `seed` makes it a stage that was not trained before."""
-    own = f"stages.{stage.name}"
-    settings = {
-        "stage": stage.name,
+@dataclass(frozen=True)
+class Trained:
+    """What our command left of a stage."""
+
+    rows: list[dict[str, Any]]
+    """Of its metrics."""
+    events: list[dict[str, Any]]
+    """Of its ledger."""
+
+    def time_of(self, kind: str) -> float:
+        """When something happened first, in seconds since the epoch."""
+        return next(event["time"] for event in self.events if event["event"] == kind)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Without the first step."""
+        tokens = self.rows[-1]["tokens"] - self.rows[0]["tokens"]
+        return tokens / sum(row["seconds"] for row in self.rows[1:])
+
+
+def train(folder: Path, stages: Sequence[Stage], steps: int, seed: int, workers: int = _WORKERS) -> dict[str, Trained]:
+    """By the command that anyone types; `seed` makes them stages that were not trained before."""
+    settings: dict[str, object] = {
         "base_model": folder / "base",
         "text": TEXT,
         "instructions": INSTRUCTIONS,
         "validation": "[]",
         "retention": "null",
         "tracking": "none",
-        "workers": _WORKERS,
+        "workers": workers,
+        # However many there are, each has a core.
+        "cluster.cpus_per_worker": 1,
         "run_root": folder / "runs",
         "seed": seed,
-        f"{own}.block_length": _BLOCK,
-        f"{own}.global_batch_size": _GLOBAL_BATCH,
-        f"{own}.steps": steps,
-        f"{own}.resources.micro_batch_size": _MICRO_BATCH,
-        **({f"{own}.lora.dropout": 0} if stage.lora else {}),
     }
-    others = {"vocabulary", *(each.name for each in STAGES), "export"} - {stage.name}
+    for stage in stages:
+        own = f"stages.{stage.name}"
+        settings |= {
+            f"{own}.block_length": _BLOCK,
+            f"{own}.global_batch_size": _GLOBAL_BATCH,
+            f"{own}.steps": steps,
+            f"{own}.resources.micro_batch_size": _MICRO_BATCH,
+            **({f"{own}.lora.dropout": 0} if stage.lora else {}),
+        }
+    others = {"vocabulary", *(each.name for each in STAGES), "export"} - {stage.name for stage in stages}
     words = [f"{name}={value}" for name, value in settings.items()] + [f"~stages.{name}" for name in sorted(others)]
-    before = set((folder / "runs").glob(f"{stage.name}-*"))
-    started = time.time()
+    before = set((folder / "runs").iterdir()) if (folder / "runs").is_dir() else set()
     _run([sys.executable, str(ROOT / "launch" / "run.py"), *words], folder)
-    (made,) = set((folder / "runs").glob(f"{stage.name}-*")) - before
-    rows, events = read_metrics(made / "metrics.jsonl"), read_ledger(made / "ledger.jsonl")
-    seconds, tokens = [row["seconds"] for row in rows[1:]], rows[-1]["tokens"] - rows[0]["tokens"]
+    found = {}
+    for stage in stages:
+        (made,) = set((folder / "runs").glob(f"{stage.name}-*")) - before
+        found[stage.name] = Trained(read_metrics(made / "metrics.jsonl"), read_ledger(made / "ledger.jsonl"))
+    return found
+
+
+def of_ours(folder: Path, stage: Stage, steps: int, seed: int) -> Figures:
+    started = time.time()
+    trained = train(folder, [stage], steps, seed)[stage.name]
     return {
-        "tokens_per_second": tokens / sum(seconds),
-        "seconds_per_step": statistics.median(seconds),
-        "peak_mib": rows[-1]["memory_bytes"] / 2**20,
-        "checkpoint_bytes": next(event["bytes"] for event in events if event["event"] == "checkpoint"),
-        "first_step_seconds": next(event["time"] for event in events if event["event"] == "first_step") - started,
+        "tokens_per_second": trained.tokens_per_second,
+        "seconds_per_step": statistics.median(row["seconds"] for row in trained.rows[1:]),
+        "peak_mib": trained.rows[-1]["memory_bytes"] / 2**20,
+        "checkpoint_bytes": next(event["bytes"] for event in trained.events if event["event"] == "checkpoint"),
+        "first_step_seconds": trained.time_of("first_step") - started,
     }
+
+
+def between_stages(folder: Path) -> float:
+    """Seconds from the end of a stage to the first step of the next, without that step."""
+    trained = train(folder, STAGES[:2], 2, seed=2_000)
+    first, second = (trained[stage.name] for stage in STAGES[:2])
+    return second.time_of("first_step") - second.rows[0]["seconds"] - first.time_of("finish")
+
+
+def of_two_workers(folder: Path, steps: int) -> float:
+    """Tokens per second of two workers in those of one, each on a core, in the attention stage."""
+    rates = [train(folder, [STAGES[1]], steps, 3_000 + n, n)[STAGES[1].name].tokens_per_second for n in (1, 2)]
+    return rates[1] / rates[0]
 
 
 def measure(folder: Path, stage: Stage, steps: int, rounds: int) -> dict[str, list[Figures]]:
@@ -204,7 +248,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         make_inputs(Path(name))
         measured = {stage.name: measure(Path(name), stage, arguments.steps, arguments.rounds) for stage in wanted}
+        seconds = between_stages(Path(name))
+        ratio = of_two_workers(Path(name), arguments.steps)
     print(table(measured))
+    print(f"| one stage to the next, seconds beyond its steps | | {seconds:.1f} | | ≤ 10 |")
+    print(f"| two workers against one, tokens per second | | | {ratio:.2f} | ≥ 1.7 |")
     print(json.dumps(measured, indent=2))
 
 

@@ -111,15 +111,20 @@ def test_metrics_count_every_step_and_the_loss_falls(finished: Finished) -> None
 
 
 def test_metrics_say_where_the_time_of_a_step_goes(finished: Finished) -> None:
-    parts = [f"{part}_seconds" for part in ("reading", "forward", "backward", "optimizer", "other")]
+    parts = [f"{part}_seconds" for part in ("reading", "forward", "backward", "communication", "optimizer", "other")]
     for stage in TRAINED:
         rows = read_metrics(finished.stage(stage) / "metrics.jsonl")
         for row in rows:
-            assert sum(row[part] for part in parts) == pytest.approx(row["seconds"], rel=0.01)
+            assert row.keys() >= set(parts)
+            spent = sum(value for name, value in row.items() if name.endswith("_seconds"))
+            assert spent == pytest.approx(row["seconds"], rel=0.01)
             assert 0 < row["flops_utilisation"] < 1
         # What looks at the first steps is over then, and hardly anything but computing is left.
         computing = sum(row["forward_seconds"] + row["backward_seconds"] + row["optimizer_seconds"] for row in rows[5:])
         assert computing > 0.5 * sum(row["seconds"] for row in rows[5:])
+        # A checkpoint shows in the step after it.
+        assert finished.record(stage)["results"]["step"]["checkpoint_seconds"] >= 0
+    assert any("checkpoint_seconds" in row for row in read_metrics(finished.stage("attention") / "metrics.jsonl"))
     assert finished.output.count("of the devices' peak") == len(TRAINED)
 
 

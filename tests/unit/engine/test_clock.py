@@ -9,6 +9,21 @@ from orchestrator.engine.clock import StepClock
 from orchestrator.engine.peak import peak_flops
 
 
+def test_a_part_inside_another_counts_to_itself_alone() -> None:
+    clock, started = StepClock(on_gpu=False), time.perf_counter()
+    with clock.part("backward"):
+        time.sleep(0.02)
+        for _ in range(2):
+            with clock.part("communication"):
+                time.sleep(0.03)
+    with clock.part("backward"):
+        time.sleep(0.01)
+    whole, seconds = time.perf_counter() - started, clock.read()
+    assert seconds["communication"] >= 0.06
+    assert 0.03 <= seconds["backward"] <= whole - seconds["communication"]
+    assert sum(seconds.values()) <= whole
+
+
 def test_parts_are_added_up_by_name_and_counted_anew_after_a_reading() -> None:
     clock, started = StepClock(on_gpu=False), time.perf_counter()
     for name in ("forward", "backward", "forward"):
