@@ -121,6 +121,7 @@ def _local(cluster: LocalCluster) -> Iterator[Capacity]:
         ray.init(
             address="local",
             num_gpus=cluster.gpus,
+            num_cpus=cluster.cpus,
             include_dashboard=False,
             _temp_dir=folder,
             _system_config={"gcs_rpc_server_reconnect_timeout_s": _HEAD_LOST_SECONDS},

@@ -12,6 +12,9 @@ from orchestrator.engine.places import Place, find_places, half_and_master
 from orchestrator.engine.values import PARTS, EngineSettings, EngineState
 from orchestrator.errors import TrainingError
 
+_AT_ONCE = 1 << 22
+"""Values of each rank that travel together: all of them would take as much memory again, on the device, as they do."""
+
 
 class OptimizerState:
     """What steps change. All ranks must call each method together."""
@@ -46,13 +49,21 @@ class OptimizerState:
 
         `keep` is true on rank 0 alone, which gets the tensors; the others need no memory for them.
         """
-        tensors = {}
-        # What lies in one store travels at once: a small tensor by itself would cost as much as a large one.
+        tensors = {
+            # From pinned memory on, copies of all parameters are under way at once.
+            f"{part}.{name}": torch.empty(place.shape, pin_memory=torch.cuda.is_available())
+            for name, place in self._places.items()
+            for part in PARTS
+            if keep
+        }
+        # What lies in one store travels together: a small tensor by itself would cost as much as a large one.
         for store, names in self._stores.items():
             for part in PARTS:
-                shares = self._shares(self._values(store, part), keep)
-                if keep:
-                    tensors |= {f"{part}.{name}": _on_host(shares, self._places[name]) for name in names}
+                values = self._values(store, part)
+                for start in range(0, len(values), _AT_ONCE):
+                    shares = self._shares(values[start : start + _AT_ONCE], keep)
+                    for name in names if keep else ():
+                        _copy_to_host(shares, start, self._places[name], tensors[f"{part}.{name}"].view(-1))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return EngineState(tensors, {"updates": self._count_updates()} | self._loss_scale.numbers())
@@ -132,13 +143,16 @@ def _names_by_store(places: dict[str, Place]) -> dict[Tensor, list[str]]:
     return names
 
 
-def _on_host(shares: dict[int, Tensor], place: Place) -> Tensor:
-    """A whole parameter's values in host memory of its own."""
-    whole = torch.cat([shares[piece.rank].narrow(0, piece.start, piece.length) for piece in place.pieces]).view(place.shape)
-    if not whole.is_cuda:
-        return whole
-    # From pinned memory on, copies of all parameters are under way at once.
-    return torch.empty(place.shape, pin_memory=True).copy_(whole, non_blocking=True)
+def _copy_to_host(shares: dict[int, Tensor], start: int, place: Place, whole: Tensor) -> None:
+    """What the ranks' values from `start` on hold of a parameter, to its place in the parameter as one row."""
+    before = 0
+    for piece in place.pieces:
+        share = shares[piece.rank]
+        first, last = max(piece.start, start), min(piece.start + piece.length, start + len(share))
+        if first < last:
+            at = before + first - piece.start
+            whole[at : at + last - first].copy_(share[first - start : last - start], non_blocking=True)
+        before += piece.length
 
 
 def _misfit(state: EngineState, places: dict[str, Place]) -> str | None:

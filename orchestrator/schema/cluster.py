@@ -16,6 +16,8 @@ class LocalCluster(Schema):
     kind: Literal["local"]
     gpus: NonNegativeInt | None = None
     """GPUs to use; all there are by default."""
+    cpus: PositiveInt | None = None
+    """CPU cores to use; all there are by default."""
     cpus_per_worker: PositiveInt = 1
     """At the least; workers share evenly what there is."""
 
