@@ -129,3 +129,21 @@ def test_credentials_in_a_url_are_refused_by_field_and_not_repeated(make_recipe)
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["text", "stages.attention.data"]
     assert all("credentials come from the environment" in problem for problem in caught.value.problems)
     assert "planted" not in str(caught.value)
+
+
+def test_weights_reach_what_is_learned_and_neither_the_tokenizer_nor_what_is_held_out(make_recipe) -> None:
+    plain = make_recipe({"base_model": RANDOM_BASE, "text": ["text.jsonl", "own.txt"]})
+    sources = [{"path": "text.jsonl", "weight": 0.5}, "own.txt"]
+    weighted = make_recipe({"base_model": RANDOM_BASE, "text": sources, "validation": {"share": 0.25}})
+    before, after = find_inputs(plain), find_inputs(weighted)
+    assert [file.weight for file in after.data["embeddings"]] == [0.5, 1.0]
+    assert [file.weight for file in after.data["vocabulary"]] == [1.0, 1.0]
+    assert [(file.name, file.weight) for file in after.held_out["validation"]] == [("text.jsonl", 1.0), ("own.txt", 1.0)]
+    assert after.contents.data["vocabulary"] == before.contents.data["vocabulary"]
+    assert after.contents.data["embeddings"] != before.contents.data["embeddings"]
+
+
+def test_a_share_of_no_text_is_refused(make_recipe) -> None:
+    recipe = make_recipe({"base_model": RANDOM_BASE, "text": None, "validation": {"share": 0.25}})
+    with pytest.raises(RecipeError, match=r"validation.share: there is no text to hold out a share of"):
+        find_inputs(recipe)

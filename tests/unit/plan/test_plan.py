@@ -138,6 +138,25 @@ def test_the_seed_changes_every_stage_and_precision_only_what_is_trained(make_re
     assert changed(before, fingerprints(make_recipe({"precision": "fp32"}), contents)) == NAMES[1:]
 
 
+@pytest.mark.parametrize(
+    ("changes", "learned_otherwise"),
+    [
+        ({"reading.deduplicate": True}, ("embeddings", "attention", "instruct")),
+        ({"reading.bad_records": "skip"}, ("embeddings", "attention", "instruct")),
+        ({"validation": {"share": 0.1}}, ("embeddings", "attention")),
+        ({"validation": "other.txt"}, ()),
+    ],
+)
+def test_what_is_left_out_of_the_data_is_identity(make_recipe, recipe, contents, changes, learned_otherwise) -> None:
+    before, after = (make_plan(each, contents, Path("runs")) for each in (recipe, make_recipe(changes)))
+    changed = {stage.name for stage in after.stages if stage.identity != before.named(stage.name).identity}
+    first = list(recipe.stages).index(learned_otherwise[0]) if learned_otherwise else len(recipe.stages)
+    # What learns otherwise, and what is made from it.
+    assert changed == set(list(recipe.stages)[first:])
+    own = {stage.name for stage in after.stages if {"reading", "held_out_share"} & stage.identity.keys()}
+    assert own == set(learned_otherwise)
+
+
 def test_other_content_changes_what_is_made_from_it(recipe, contents) -> None:
     before = fingerprints(recipe, contents)
     for other in (replace(contents, base_model="0" * 64), replace(contents, base_tokenizer="0" * 64)):

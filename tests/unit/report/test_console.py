@@ -2,7 +2,7 @@
 
 import io
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console as Terminal
 from orchestrator.plan.plan import Contents, Plan, PlannedStage, State, make_plan
 from orchestrator.plan.record import Record
 from orchestrator.report.console import Console, shown
+from orchestrator.report.preparing import PreparingLine
 from orchestrator.report.words import duration
 from orchestrator.schema import Recipe
 
@@ -252,3 +253,39 @@ def test_a_path_below_here_is_shown_as_a_person_would_type_it(monkeypatch: pytes
 )
 def test_a_duration_is_as_exact_as_a_person_cares(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@dataclass
+class Found:
+    """What is told of a preparation."""
+
+    bytes: int
+    total_bytes: int
+    documents: int
+    tokens: int
+
+
+def test_the_line_of_a_preparation_says_how_much_how_fast_and_how_long_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([None, Found(0, 400, 0, 0), Found(100, 400, 1_000, 5_000), Found(200, 400, 2_000, 9_000)])
+    now = iter([10.0, 20.0, 30.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    line = PreparingLine(lambda: next(told))
+    assert line() is None
+    assert line() == f"{'╌' * 24}   0%  0 documents, 0 tokens"
+    assert line() == f"{'━' * 6}{'╌' * 18}  25%  1,000 documents, 5,000 tokens  500 tokens/s  30s left"
+    assert line() == f"{'━' * 12}{'╌' * 12}  50%  2,000 documents, 9,000 tokens  450 tokens/s  20s left"
+
+
+def test_a_preparation_that_goes_on_counts_its_own_pace_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([Found(300, 400, 3, 30), Found(350, 400, 4, 35)])
+    now = iter([0.0, 5.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    line = PreparingLine(lambda: next(told))
+    line()
+    assert str(line()).endswith("1 tokens/s  5s left")
+
+
+def test_a_preparation_is_watched_until_it_is_over(screen: Screen) -> None:
+    with screen.console.preparing(lambda: Found(400, 400, 7, 70)):
+        pass
+    assert screen.lines == [f"  {'━' * 24} 100%  7 documents, 70 tokens"]
