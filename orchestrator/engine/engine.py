@@ -101,6 +101,8 @@ class Engine:
         for micro in batches:
             total += self._engine.module(*micro.on(self.device))
         torch.distributed.all_reduce(total)
+        # What was exchanged for it is no part of the next step.
+        self._clock.read()
         return total.item()
 
     def state(self, keep: bool) -> EngineState:

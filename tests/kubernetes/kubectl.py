@@ -29,7 +29,8 @@ def run(arguments: list[str], kubeconfig: Path, given: str | None = None) -> sub
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        # A followed job is a whole try, and the machine may be busy.
+        timeout=240,
         check=False,
     )
 
