@@ -34,6 +34,10 @@ class StepClock:
         ended.record()
         self._events.append((name, began, ended))
 
+    def forget(self, name: str) -> None:
+        """Takes nothing of that part for spent."""
+        self._seconds.pop(name, None)
+
     def read(self) -> dict[str, float]:
         """Seconds by part since the last reading. On a GPU to be called once it has done what was asked of it."""
         for name, began, ended in self._events:

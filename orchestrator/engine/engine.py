@@ -72,6 +72,8 @@ class Engine:
         `step` is the number of the update, from 0. With the seed and the place in the global batch it decides what dropout
         drops, so that another number of workers, or a run that was resumed, drops the same.
         """
+        # What was exchanged between two steps, or before the first, is no part of this one.
+        self._clock.forget("communication")
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -101,8 +103,6 @@ class Engine:
         for micro in batches:
             total += self._engine.module(*micro.on(self.device))
         torch.distributed.all_reduce(total)
-        # What was exchanged for it is no part of the next step.
-        self._clock.read()
         return total.item()
 
     def state(self, keep: bool) -> EngineState:

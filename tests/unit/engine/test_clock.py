@@ -24,6 +24,16 @@ def test_a_part_inside_another_counts_to_itself_alone() -> None:
     assert sum(seconds.values()) <= whole
 
 
+def test_a_part_that_is_forgotten_is_not_read() -> None:
+    clock = StepClock(on_gpu=False)
+    for name in ("checkpoint", "communication"):
+        with clock.part(name):
+            time.sleep(0.001)
+    clock.forget("communication")
+    clock.forget("forward")
+    assert clock.read().keys() == {"checkpoint"}
+
+
 def test_parts_are_added_up_by_name_and_counted_anew_after_a_reading() -> None:
     clock, started = StepClock(on_gpu=False), time.perf_counter()
     for name in ("forward", "backward", "forward"):
