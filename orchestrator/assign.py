@@ -38,13 +38,8 @@ def exchange_of(root: RunRoot, plan: Plan, planned: PlannedStage) -> Exchange:
 
 def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
     """Base and tokenizer of the vocabulary stage, or the user's own, and the adapter of the training stage before."""
-    vocabulary = plan.parent(planned, VocabularyStage)
     trained = plan.parent(planned, TrainStage)
-    if vocabulary:
-        base, tokenizer = vocabulary.folder / "base", vocabulary.folder / "tokenizer"
-    else:
-        assert not isinstance(inputs.base, RandomBase)
-        base = tokenizer = inputs.base
+    base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
     adapter = trained.folder / "adapter" if trained else None
     return Sources(base, tokenizer, adapter, exchange_of(root, plan, planned))
 
@@ -52,12 +47,16 @@ def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage)
 def data_sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
     """The same for its data alone, which needs nothing of what is learned before."""
     vocabulary = plan.parent(planned, VocabularyStage)
-    if vocabulary:
-        folder = vocabulary.folder
-        exchange = Exchange.of(root, planned.folder.name, [folder.name])
-        return Sources(folder / "base", folder / "tokenizer", None, exchange)
+    parents = [vocabulary.folder.name] if vocabulary else []
+    base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
+    return Sources(base, tokenizer, None, Exchange.of(root, planned.folder.name, parents))
+
+
+def _base_and_tokenizer(inputs: Inputs, plan: Plan, planned: PlannedStage) -> tuple[Path, Path]:
+    if vocabulary := plan.parent(planned, VocabularyStage):
+        return vocabulary.folder / "base", vocabulary.folder / "tokenizer"
     assert not isinstance(inputs.base, RandomBase)
-    return Sources(inputs.base, inputs.base, None, Exchange.of(root, planned.folder.name, []))
+    return inputs.base, inputs.base
 
 
 def all_preparations(recipe: Recipe, inputs: Inputs, planned: PlannedStage, tokenizer: Path) -> list[Preparation]:

@@ -119,7 +119,7 @@ def _read_note(workshop: Path) -> _Note | None:
 
 def _sum(left: PartCounts, right: PartCounts) -> PartCounts:
     """Of numbers the sum; of complaints the first; of files the sum for each."""
-    read = {url: left.read.get(url, 0) + right.read.get(url, 0) for url in {**left.read, **right.read}}
+    read = {file: left.read.get(file, 0) + right.read.get(file, 0) for file in {**left.read, **right.read}}
     names = ("documents", "characters", "truncated", "tokens", "targets", "duplicates", "bad")
     numbers = {name: getattr(left, name) + getattr(right, name) for name in names}
     return PartCounts(**numbers, complaints=[*left.complaints, *right.complaints][:3], read=read)

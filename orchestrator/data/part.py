@@ -96,7 +96,8 @@ class PartCounts:
     complaints: list[str] = field(default_factory=list)
     """About the first of the bad records."""
     read: dict[str, int] = field(default_factory=dict)
-    """Documents found in each file, wanted or not."""
+    """Documents found in each file, wanted or not, by its place among the files: JSON has no other keys than text, and where
+    a file lies may change before the next process goes on."""
 
 
 class PartMaker:
@@ -145,9 +146,10 @@ class PartMaker:
         for piece in part.slices:
             firsts = self._firsts(piece)
             must_mark = choice.split is not None or piece.share < 1
-            counts.read.setdefault(piece.file.url, 0)
+            file = str(piece.place)
+            counts.read.setdefault(file, 0)
             for place, item in enumerate(preparation.read(piece, complain)):
-                counts.read[piece.file.url] += 1
+                counts.read[file] += 1
                 if firsts is not None and not firsts[place]:
                     counts.duplicates += 1
                     continue

@@ -123,8 +123,8 @@ def _is_new(part: Part, seen: set[str]) -> bool:
 
 def _check(preparation: Preparation, read: dict[str, int], summary: Summary) -> None:
     """DataError where a file holds nothing, or all together."""
-    for file in preparation.files:
-        if not read[file.url]:
+    for place, file in enumerate(preparation.files):
+        if not read[str(place)]:
             raise preparation.nothing_in(file)
     if not summary.rows:
         raise DataError(f"{preparation.field}: nothing to learn in {len(preparation.files)} files; they hold no tokens")

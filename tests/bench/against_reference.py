@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.stages.random_base import write_random_base
@@ -61,8 +61,8 @@ Figures = dict[str, float]
 """tokens_per_second, seconds_per_step, peak_mib, checkpoint_bytes, first_step_seconds."""
 
 
-def make_inputs(folder: Path) -> None:
-    """The base model and, for the reference, the text as a JSON list."""
+def write_tokenizer(folder: Path, merge: Literal["published", "reachable"], pad_token: str | None) -> Path:
+    """LLaMA's tokenizer with the 20,000 Chinese pieces that were published, in `folder/tokenizer`."""
     tiny = RandomBase(
         kind="random",
         text=("none",),
@@ -76,7 +76,13 @@ def make_inputs(folder: Path) -> None:
     )
     write_random_base(tiny, SHARED / "tokenizers" / "llama_32000.model", folder / "tiny", seed=1)
     chinese = read_model(SHARED / "tokenizers" / "chinese_sp_20000.model")
-    extend_tokenizer(folder / "tiny", folder / "tokenizer", chinese, merge="published", pad_token=None)
+    extend_tokenizer(folder / "tiny", folder / "tokenizer", chinese, merge=merge, pad_token=pad_token)
+    return folder / "tokenizer"
+
+
+def make_inputs(folder: Path) -> None:
+    """The base model and, for the reference, the text as a JSON list."""
+    write_tokenizer(folder, "published", None)
     make = [sys.executable, str(REFERENCE / "make_base.py"), "--tokenizer", str(folder / "tokenizer")]
     subprocess.run([*make, "--out", str(folder / "base")], check=True, capture_output=True)
     records = [json.loads(line) for line in TEXT.read_text(encoding="utf-8").splitlines()]

@@ -23,11 +23,9 @@ from orchestrator.data.part import Preparation
 from orchestrator.data.prepare import IDLE_CPUS, preparation_progress
 from orchestrator.data.summary import read_summary
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import LocalCluster, RandomBase
-from orchestrator.stages.random_base import write_random_base
-from orchestrator.vocabulary.extension import extend_tokenizer
-from orchestrator.vocabulary.pieces import read_model
-from tests.shared_data import ROOT, SHARED
+from orchestrator.schema import LocalCluster
+from tests.bench.against_reference import write_tokenizer
+from tests.shared_data import SHARED
 
 _DOCUMENT = 2_000
 """Characters."""
@@ -35,17 +33,6 @@ _BATCH = 128
 """Documents that the bare tokenizer gets at once."""
 _BLOCK = 512
 _LOOK_SECONDS = 0.5
-_TINY = RandomBase(
-    kind="random",
-    text=("none",),
-    pieces=32_000,
-    hidden_size=8,
-    intermediate_size=8,
-    num_layers=1,
-    num_heads=1,
-    num_key_value_heads=1,
-    max_positions=2048,
-)
 
 
 @dataclass
@@ -81,13 +68,6 @@ def write_corpus(path: Path, megabytes: int) -> None:
             written += len(line.encode("utf-8"))
             number += 1
             file.write(line)
-
-
-def write_tokenizer(folder: Path) -> Path:
-    write_random_base(_TINY, SHARED / "tokenizers" / "llama_32000.model", folder / "tiny", seed=1)
-    chinese = read_model(SHARED / "tokenizers" / "chinese_sp_20000.model")
-    extend_tokenizer(folder / "tiny", folder / "tokenizer", chinese, merge="reachable", pad_token="<pad>")
-    return folder / "tokenizer"
 
 
 _BARE = """
@@ -157,7 +137,11 @@ def main() -> None:
         raise SystemExit(f"the benchmark needs {SHARED}")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
-        tokenizer, corpus, sample = write_tokenizer(folder), folder / "corpus.jsonl", folder / "sample.jsonl"
+        tokenizer, corpus, sample = (
+            write_tokenizer(folder, "reachable", "<pad>"),
+            folder / "corpus.jsonl",
+            folder / "sample.jsonl",
+        )
         write_corpus(corpus, arguments.megabytes)
         write_corpus(sample, min(arguments.megabytes, 100))
         cores = len(os.sched_getaffinity(0))
@@ -181,5 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

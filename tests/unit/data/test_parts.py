@@ -238,3 +238,17 @@ def test_a_share_is_held_out_with_all_its_copies(preparation: Preparation, tmp_p
     assert len(held_out) == 4 * len(set(held_out))
     assert 15 < len(set(held_out)) < 65
     assert learned("held_out", seed=2) != held_out
+
+
+def test_a_killed_preparation_goes_on_where_its_files_have_moved(preparation: Preparation, tmp_path: Path) -> None:
+    undisturbed = contents(prepare(preparation, tmp_path / "undisturbed"))
+    with pytest.raises(Killed):
+        prepare(preparation, tmp_path / "killed", killed_after(len(preparation.parts()) - 2, []))
+    moved = []
+    for file in preparation.files:
+        path = tmp_path / "moved" / file.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(Path(file.url).read_bytes())
+        moved.append(DataFile(str(path), file.sha256))
+    folder = prepare(replace(preparation, files=tuple(moved)), tmp_path / "killed")
+    assert contents(folder) == undisturbed
