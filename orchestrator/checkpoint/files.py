@@ -3,20 +3,31 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+import torch
+from safetensors.torch import load
 from torch import Tensor
 
+from orchestrator.model.tensor_stream import TensorStream
 from orchestrator.plan.checkpoints import MANIFEST_NAME
 from orchestrator.store import sha256_now, sync_folder
 
 FORMAT = 1
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors calls them."""
 TENSORS_NAME = "tensors.safetensors"
 STATE_NAME = "state.json"
 
@@ -45,15 +56,34 @@ class _File:
     size: int
 
 
-def write_files(folder: Path, fingerprint: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> int:
-    """Fills an empty folder and flushes it to disk, the manifest last; returns the size of tensors and state in bytes.
+def write_tensors(folder: Path, tensors: TensorStream) -> None:
+    """Each part goes to its place in the file as it comes; `write_files` flushes them. Reads the stream to its end.
+
+    Raises OSError when the disk does not take it.
+    """
+    header, starts = _header(tensors.layout)
+    failure = None
+    with (folder / TENSORS_NAME).open("xb", buffering=0) as file:
+        chunks = ((starts[name] + first * values.element_size(), values) for name, first, values in tensors.parts)
+        for place, chunk in chain([(0, torch.frombuffer(header, dtype=torch.uint8))], chunks):
+            try:
+                # What the disk does not take must not keep the other ranks waiting for the parts after it.
+                if failure is None:
+                    _write_at(file.fileno(), place, chunk)
+            except OSError as error:
+                failure = error
+    if failure:
+        raise failure
+
+
+def write_files(folder: Path, fingerprint: str, step: int, state: Mapping[str, Any]) -> int:
+    """Completes a folder that has its tensors and flushes it to disk, the manifest last; the size of both in bytes.
 
     Raises OSError when the disk does not take it.
     """
     _write_json(folder / STATE_NAME, state)
-    _write_tensors(folder / TENSORS_NAME, tensors)
-    # safetensors makes files that only their owner can read, whatever the umask.
-    shutil.copymode(folder / STATE_NAME, folder / TENSORS_NAME)
+    with (folder / TENSORS_NAME).open("rb") as file:
+        os.fsync(file.fileno())
     names = (STATE_NAME, TENSORS_NAME)
     files = {name: _File(sha256_now(folder / name), (folder / name).stat().st_size) for name in names}
     listed = {name: asdict(file) for name, file in files.items()}
@@ -76,16 +106,25 @@ def read_files(folder: Path, step: int, fingerprint: str) -> Checkpoint:
     return Checkpoint(step, tensors, state, sum(file.size for file in files.values()))
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        # Lets other threads go on while it writes; building the bytes in memory first stops them for as long as it takes.
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        if "I/O error" not in str(error):
-            raise
-        raise OSError(f"{path}: {error}") from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _header(layout: Mapping[str, Tensor]) -> tuple[bytearray, dict[str, int]]:
+    """The beginning of a safetensors file, and where each tensor's bytes start in it."""
+    entries, ends = {}, 0
+    # Wide ones first, so that each lies at a multiple of its width.
+    for name in sorted(layout, key=lambda name: -layout[name].element_size()):
+        tensor = layout[name]
+        begin, ends = ends, ends + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, ends]}
+    text = json.dumps(entries, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = bytearray(len(text).to_bytes(8, "little") + text)
+    return header, {name: len(header) + entry["data_offsets"][0] for name, entry in entries.items()}
+
+
+def _write_at(file: int, place: int, values: Tensor) -> None:
+    left = values.contiguous().view(torch.uint8).numpy().data
+    while left:
+        written = os.pwrite(file, left, place)
+        left, place = left[written:], place + written
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

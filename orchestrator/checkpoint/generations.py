@@ -10,15 +10,14 @@ One process writes, prunes and discards at a time; any may read.
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from orchestrator.checkpoint.files import Checkpoint, DamagedCheckpoint, read_files, write_files
+from orchestrator.checkpoint.files import Checkpoint, DamagedCheckpoint, read_files, write_files, write_tensors
 from orchestrator.errors import StorageError
+from orchestrator.model.tensor_stream import TensorStream
 from orchestrator.plan.checkpoints import (
     CHECKPOINTS_NAME,
     checkpoint_folder,
@@ -29,27 +28,45 @@ from orchestrator.plan.checkpoints import (
 from orchestrator.store import sync_folder
 
 
-def write_generation(
-    stage_folder: Path, fingerprint: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> int:
-    """Commits a generation, in the place of one of the same step; returns the size of tensors and state in bytes.
+class Draft:
+    """A generation that has its tensors and is not committed yet; nobody else may write in the stage until it is.
 
-    Tensors are contiguous and share no memory; `state` is JSON. Raises OSError when the disk does not take it: whatever
-    was committed before stays so.
+    Whatever was committed before stays so, whether it is committed or not.
     """
-    final = checkpoint_folder(stage_folder, step)
-    _make_folder(stage_folder)
-    # Not left for the end: what a killed process left may be what fills the disk.
-    _remove_leftovers(stage_folder)
-    partial = final.with_name(f".{final.name}.partial")
-    try:
-        partial.mkdir()
-        size = write_files(partial, fingerprint, step, tensors, state)
-        _put_in_place(partial, final, replaced_folder(stage_folder, step))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return size
+
+    def __init__(self, stage_folder: Path, step: int, tensors: TensorStream) -> None:
+        """Reads the stream to its end. Raises OSError when the disk does not take it."""
+        self._stage_folder, self._step = stage_folder, step
+        self._final = checkpoint_folder(stage_folder, step)
+        self._partial = self._final.with_name(f".{self._final.name}.partial")
+        with self._removed_if_it_fails():
+            try:
+                _make_folder(stage_folder)
+                # Not left for the end: what a killed process left may be what fills the disk.
+                _remove_leftovers(stage_folder)
+                self._partial.mkdir()
+            except OSError:
+                tensors.drop()
+                raise
+            write_tensors(self._partial, tensors)
+
+    def commit(self, fingerprint: str, state: Mapping[str, Any]) -> int:
+        """Puts it in the place of one of the same step; returns the size of tensors and `state`, which is JSON, in bytes.
+
+        Raises OSError when the disk does not take it.
+        """
+        with self._removed_if_it_fails():
+            size = write_files(self._partial, fingerprint, self._step, state)
+            _put_in_place(self._partial, self._final, replaced_folder(self._stage_folder, self._step))
+        return size
+
+    @contextmanager
+    def _removed_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
 
 
 def prune(stage_folder: Path, keep: int) -> None:

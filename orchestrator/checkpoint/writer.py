@@ -1,4 +1,8 @@
-"""Writes a stage's checkpoints beside the training, and publishes them: one at a time, and a few failures do not stop it."""
+"""Writes a stage's checkpoints, and publishes them: one at a time, and a few failures do not stop the training.
+
+Training waits until the tensors are in their file, which the system writes to the disk when it can; that they are there,
+that they are hashed, committed and published it does not wait for.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,11 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
-from orchestrator.checkpoint.generations import discard_after, prune, write_generation
+from orchestrator.checkpoint.generations import Draft, discard_after, prune
 from orchestrator.checkpoint.stored import StoredCheckpoints
 from orchestrator.errors import StorageError
+from orchestrator.model.tensor_stream import TensorStream
 from orchestrator.plan.checkpoints import CHECKPOINTS_NAME
 from orchestrator.run_root import RunRoot
 
@@ -44,8 +47,8 @@ class CheckpointWriter:
         self._failures = 0
         self._last_failure = ""
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], wait: bool = False) -> None:
-        """Hands host copies over and returns; they belong to the writer from then on.
+    def save(self, step: int, tensors: TensorStream, state: Mapping[str, Any], wait: bool = False) -> None:
+        """Reads the tensors to their end, whatever happens, and leaves the rest to the background.
 
         Leaves this one out when the one before is still being written; with `wait` it waits for that one, and for this
         one too. Raises StorageError when too many before it failed, and whatever else went wrong in the background.
@@ -53,9 +56,16 @@ class CheckpointWriter:
         if not wait and self._writing and not self._writing.done():
             reason = "the one before is still being written"
             self._report({"event": "checkpoint_skipped", "step": step, "reason": reason})
+            tensors.drop()
             return
-        self._settle()
-        self._writing = self._executor.submit(self._write, step, tensors, state)
+        try:
+            self._settle()
+        except Exception:
+            tensors.drop()
+            raise
+        started = time.perf_counter()
+        draft = self._draft(step, tensors)
+        self._writing = self._executor.submit(self._write, step, draft, state, started)
         if wait:
             self._settle()
 
@@ -93,15 +103,21 @@ class CheckpointWriter:
                 "it goes on from the newest checkpoint that is whole"
             )
 
-    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        started = time.perf_counter()
+    def _draft(self, step: int, tensors: TensorStream) -> Draft | OSError:
         try:
+            return Draft(self._stage_folder, step, tensors)
+        except OSError as error:
+            return error
+
+    def _write(self, step: int, draft: Draft | OSError, state: Mapping[str, Any], started: float) -> None:
+        try:
+            if isinstance(draft, OSError):
+                raise draft
             with self._stored.committing():
-                size = write_generation(self._stage_folder, self._fingerprint, step, tensors, state)
+                size = draft.commit(self._fingerprint, state)
                 self._stored.publish(step, self._keep)
         except (OSError, StorageError) as error:
             self._failures += 1
-            # As text: the error itself would hold on to the frames, and they to the tensors.
             self._last_failure = f"step {step}: {error}"
             self._report({"event": "checkpoint_failed", "step": step, "error": str(error)})
             return

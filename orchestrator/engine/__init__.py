@@ -2,6 +2,6 @@
 
 from orchestrator.engine.engine import Engine
 from orchestrator.engine.peak import peak_flops
-from orchestrator.engine.values import EngineSettings, EngineState, StepResult, Wishes
+from orchestrator.engine.values import EngineSettings, EngineState, StateStream, StepResult, Wishes
 
-__all__ = ["Engine", "EngineSettings", "EngineState", "StepResult", "Wishes", "peak_flops"]
+__all__ = ["Engine", "EngineSettings", "EngineState", "StateStream", "StepResult", "Wishes", "peak_flops"]

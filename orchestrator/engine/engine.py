@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,14 +22,15 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad
 
 from orchestrator.data.batches import MicroBatch, StepBatch
 from orchestrator.engine.clock import StepClock
 from orchestrator.engine.optimizer_state import OptimizerState
-from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StepResult, Wishes
+from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StateStream, StepResult, Wishes
 from orchestrator.errors import TrainingError
 from orchestrator.model.checksum import checksum
+from orchestrator.model.tensor_stream import Part
 
 deepspeed_logger.setLevel(logging.ERROR)
 deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -105,13 +107,13 @@ class Engine:
         torch.distributed.all_reduce(total)
         return total.item()
 
-    def state(self, keep: bool) -> EngineState:
-        """What training can go on from, copied to host memory: training may go on at once.
+    def state(self, keep: bool) -> StateStream:
+        """What training can go on from; the ranks gather it as they read its tensors, each to their end.
 
-        `keep` is true on rank 0 alone, which gets the tensors; the others need no memory for them.
+        `keep` is true on rank 0 alone, which gets the tensors; to the others none come.
         """
-        with self._clock.part("checkpoint"):
-            return self._state.gather(keep)
+        state = self._state.gather(keep)
+        return replace(state, tensors=replace(state.tensors, parts=self._timed(state.tensors.parts)))
 
     def load_state(self, state: EngineState | None) -> None:
         """Goes on from a state, which rank 0 brings and the others do not; to be called right after construction.
@@ -135,12 +137,12 @@ class Engine:
 
     def master_checksums(self) -> dict[str, int]:
         """A checksum of the fp32 master of each trainable parameter."""
-        return {name: checksum(self._master(name)) for name in self._trainable}
+        return self._state.master_checksums()
 
-    def _master(self, name: str) -> Tensor:
-        if self._settings.zero > 0:
-            return cast(Tensor, safe_get_full_fp32_param(self._trainable[name]))
-        return self._state.whole_master(name)
+    def _timed(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """What becomes of the parts counts, too: training waits for it."""
+        with self._clock.part("checkpoint"):
+            yield from parts
 
     def _update(self, batch: StepBatch, step: int, inspect: bool) -> tuple[Tensor, float, dict[str, float]]:
         """Updates the weights; this rank's part of the summed loss, the gradient's norm and that of each parameter."""
@@ -228,6 +230,8 @@ def _config(settings: EngineSettings, on_gpu: bool) -> dict:
             "stage": settings.zero,
             "contiguous_gradients": True,
             "overlap_comm": on_gpu,
+            # A buffer of that many values is made, and made twice where communication overlaps; larger gradients need none.
+            "reduce_bucket_size": 1 << 23,
             # Small tensors such as LoRA factors are partitioned too: their optimizer state must not differ by size.
             "stage3_param_persistence_threshold": 0,
         },

@@ -1,7 +1,7 @@
 """Masters and Adam's moments, gathered from all ranks and spread to them, whatever ZeRO has made of them."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from orchestrator.engine.loss_scale import LossScale
 from orchestrator.engine.places import Place, find_places, half_and_master
-from orchestrator.engine.values import PARTS, EngineSettings, EngineState
+from orchestrator.engine.values import PARTS, EngineSettings, EngineState, StateStream
 from orchestrator.errors import TrainingError
+from orchestrator.model.checksum import checksum
+from orchestrator.model.tensor_stream import Part, TensorStream
 
-_AT_ONCE = 1 << 22
-"""Values of each rank that travel together: all of them would take as much memory again, on the device, as they do."""
+_AT_ONCE = 1 << 23
+"""Values of all ranks that travel together: all there are would take as much memory again, on the device, as they do."""
 
 
 class OptimizerState:
@@ -39,34 +41,49 @@ class OptimizerState:
     def loss_scale(self) -> LossScale:
         return self._loss_scale
 
-    def whole_master(self, name: str) -> Tensor:
-        """Without ZeRO, where every rank has it."""
-        return self._places[name].store
+    def gather(self, keep: bool) -> StateStream:
+        """What training can go on from. All ranks must call, and read the tensors to their end.
 
-    @torch.no_grad()
-    def gather(self, keep: bool) -> EngineState:
-        """What training can go on from, copied to host memory: training may go on at once. All ranks must call.
-
-        `keep` is true on rank 0 alone, which gets the tensors; the others need no memory for them.
+        `keep` is true on rank 0 alone, which gets the tensors; to the others none come.
         """
-        tensors = {
-            # From pinned memory on, copies of all parameters are under way at once.
-            f"{part}.{name}": torch.empty(place.shape, pin_memory=torch.cuda.is_available())
+        layout = {
+            f"{part}.{name}": torch.empty(place.shape, device="meta")
             for name, place in self._places.items()
             for part in PARTS
             if keep
         }
-        # What lies in one store travels together: a small tensor by itself would cost as much as a large one.
+        numbers = {"updates": self._count_updates()} | self._loss_scale.numbers()
+        return StateStream(TensorStream(layout, self._parts(keep)), numbers)
+
+    @torch.no_grad()
+    def master_checksums(self) -> dict[str, int]:
+        """Of each trainable parameter's fp32 master, the same on every rank."""
+        sums = torch.tensor([self._checksum(place) for place in self._places.values()], device=self._device)
+        if self._zero > 0:
+            # They wrap around, as those of a whole tensor do.
+            torch.distributed.all_reduce(sums)
+        return dict(zip(self._places, sums.tolist(), strict=True))
+
+    def _checksum(self, place: Place) -> int:
+        """What this rank's values of a master add to its checksum, modulo 2**64."""
+        values, total, first = self._values(place.store, "master"), 0, 0
+        for piece in place.pieces:
+            if piece.rank == self._rank:
+                total += checksum(values[piece.start : piece.start + piece.length], first)
+            first += piece.length
+        return (total + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    def _parts(self, keep: bool) -> Iterator[Part]:
+        """What lies in one store travels together: a small tensor by itself would cost as much as a large one."""
+        at_once = max(1, _AT_ONCE // self._world)
         for store, names in self._stores.items():
             for part in PARTS:
                 values = self._values(store, part)
-                for start in range(0, len(values), _AT_ONCE):
-                    shares = self._shares(values[start : start + _AT_ONCE], keep)
+                for start in range(0, len(values), at_once):
+                    shares = self._shares(values[start : start + at_once], keep)
                     for name in names if keep else ():
-                        _copy_to_host(shares, start, self._places[name], tensors[f"{part}.{name}"].view(-1))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return EngineState(tensors, {"updates": self._count_updates()} | self._loss_scale.numbers())
+                        for first, found in _found_in(shares, start, self._places[name]):
+                            yield f"{part}.{name}", first, found.cpu()
 
     @torch.no_grad()
     def spread(self, state: EngineState | None) -> None:
@@ -143,15 +160,14 @@ def _names_by_store(places: dict[str, Place]) -> dict[Tensor, list[str]]:
     return names
 
 
-def _copy_to_host(shares: dict[int, Tensor], start: int, place: Place, whole: Tensor) -> None:
-    """What the ranks' values from `start` on hold of a parameter, to its place in the parameter as one row."""
+def _found_in(shares: dict[int, Tensor], start: int, place: Place) -> Iterator[tuple[int, Tensor]]:
+    """What the ranks' values from `start` on hold of a parameter, each with its place in the parameter as one row."""
     before = 0
     for piece in place.pieces:
         share = shares[piece.rank]
         first, last = max(piece.start, start), min(piece.start + piece.length, start + len(share))
         if first < last:
-            at = before + first - piece.start
-            whole[at : at + last - first].copy_(share[first - start : last - start], non_blocking=True)
+            yield before + first - piece.start, share[first - start : last - start]
         before += piece.length
 
 

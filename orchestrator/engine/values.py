@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from orchestrator.model.tensor_stream import TensorStream
+
 PARTS = ("master", "exp_avg", "exp_avg_sq")
 """What steps change of a parameter: its fp32 master and Adam's two moments."""
 
@@ -77,3 +79,14 @@ class EngineState:
     """fp32, on CPU, whole, by f"{part}.{parameter's name}"."""
     numbers: dict[str, int | float]
     """`updates` as Adam counts them, and in fp16 what the loss scale depends on."""
+
+
+@dataclass(frozen=True)
+class StateStream:
+    """An EngineState on its way out of the engine, which must not take a step before the tensors are read to their end."""
+
+    tensors: TensorStream
+    numbers: dict[str, int | float]
+
+    def whole(self) -> EngineState:
+        return EngineState(self.tensors.whole(), self.numbers)

@@ -27,15 +27,15 @@ class Resumed:
     """Measured before the stage learned anything."""
     learning: LearningState
 
-    def description(self) -> Mapping[str, Any]:
-        """All but the tensors, as JSON values."""
-        assert self.state
-        return {
-            "progress": asdict(self.progress),
-            "numbers": self.state.numbers,
-            "held_out": self.held_out,
-            "learning": asdict(self.learning),
-        }
+
+def describe(
+    progress: Progress,
+    numbers: Mapping[str, int | float],
+    held_out: Mapping[str, Mapping[str, float]],
+    learning: LearningState,
+) -> Mapping[str, Any]:
+    """All that a checkpoint says beside its tensors, as JSON values; `numbers` are the engine's."""
+    return {"progress": asdict(progress), "numbers": numbers, "held_out": held_out, "learning": asdict(learning)}
 
 
 def resume(assignment: TrainAssignment, link: Link, rank: int) -> Resumed | None:

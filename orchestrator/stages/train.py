@@ -15,14 +15,15 @@ from orchestrator.data.batches import MicroBatch, StepBatches, evaluation_batche
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
-from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult, peak_flops
+from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
-from orchestrator.stages.resume import Resumed, resume
+from orchestrator.stages.resume import describe as describe_checkpoint
+from orchestrator.stages.resume import resume
 from orchestrator.stages.transfer import bring_to_each_node, hand_over, transferring
 from orchestrator.store import write_json
 from orchestrator.tracking import MetricsFile, start_mirror
@@ -225,8 +226,8 @@ def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbe
     """The hook that saves; what is on its way to the disk is there when the `with` ends."""
     assignment, policy = run.assignment, run.assignment.checkpoint
 
-    def describe(progress: Progress, state: EngineState) -> Mapping[str, Any]:
-        return Resumed(progress, state, before, check.state()).description()
+    def describe(progress: Progress, numbers: Mapping[str, int | float]) -> Mapping[str, Any]:
+        return describe_checkpoint(progress, numbers, before, check.state())
 
     with ExitStack() as stack:
         writer = None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.checkpoint.writer import CheckpointWriter
-from orchestrator.engine import EngineState, StepResult
+from orchestrator.engine import StateStream, StepResult
 from orchestrator.train.loop import Progress
 
 
@@ -13,13 +13,14 @@ class CheckpointHook:
 
     def __init__(
         self,
-        state: Callable[[bool], EngineState],
+        state: Callable[[bool], StateStream],
         writer: CheckpointWriter | None,
-        describe: Callable[[Progress, EngineState], Mapping[str, Any]],
+        describe: Callable[[Progress, Mapping[str, int | float]], Mapping[str, Any]],
         every_steps: int | None,
         num_steps: int,
     ) -> None:
-        """`state(keep)` is collective; `describe` gives what the checkpoint says beside its tensors, as JSON values."""
+        """`state(keep)` is collective; `describe` gives what the checkpoint says beside its tensors, as JSON values, from
+        the progress and the state's numbers."""
         self._state, self._writer, self._describe = state, writer, describe
         self._every_steps, self._num_steps = every_steps, num_steps
 
@@ -29,7 +30,10 @@ class CheckpointHook:
             return
         state = self._state(self._writer is not None)
         if self._writer:
-            self._writer.save(progress.step, state.tensors, self._describe(progress, state), wait=result.wishes.stop)
+            description = self._describe(progress, state.numbers)
+            self._writer.save(progress.step, state.tensors, description, wait=result.wishes.stop)
+        else:
+            state.tensors.drop()
 
     def _is_due(self, progress: Progress, result: StepResult) -> bool:
         by_steps = self._every_steps is not None and progress.step % self._every_steps == 0

@@ -10,6 +10,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from orchestrator.data.order import SampleOrder
 from orchestrator.data.part import Preparation
 from orchestrator.data.prepare import prepare
 from orchestrator.data.rows import PreparedRows
-from orchestrator.engine import Engine, EngineSettings, EngineState, Wishes
+from orchestrator.engine import Engine, EngineSettings, Wishes
 from orchestrator.model.adapters import attach
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss
@@ -106,8 +107,8 @@ def _run(engine: Engine, batches: StepBatches, progress: Progress, folder: Path 
         return train(engine, batches, schedule, hooks, progress, _Quiet())
 
 
-def _describe(progress: Progress, state: EngineState) -> dict[str, object]:
-    return {"step": progress.step, "numbers": state.numbers}
+def _describe(progress: Progress, numbers: Mapping[str, int | float]) -> dict[str, object]:
+    return {"step": progress.step, "numbers": numbers}
 
 
 def main() -> None:

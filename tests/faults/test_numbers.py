@@ -1,6 +1,6 @@
 """Numbers that go wrong while a stage trains: the training ends, says where to look, and keeps what is good."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from orchestrator.contents import find_data
 from orchestrator.data.documents import read_documents
 from orchestrator.data.part import Preparation
 from orchestrator.data.prepare import prepare
-from orchestrator.engine import Engine, EngineSettings, EngineState, StepResult, Wishes
+from orchestrator.engine import Engine, EngineSettings, StepResult, Wishes
 from orchestrator.errors import TrainingError
 from orchestrator.model.loss import SummedLoss
 from orchestrator.plan.checkpoints import checkpoint_steps
@@ -76,7 +76,7 @@ def train_until_it_breaks(run: TinyRun, folder: Path) -> tuple[str, list[dict[st
     settings = EngineSettings(run.zero, run.precision, run.micro_batch_size, 4, weight_decay=0.0, max_gradient_norm=1.0)
     engine, batches, events = Engine(model, settings), run.batches(rank=0, num_workers=1), []
 
-    def describe(progress: Progress, state: EngineState) -> dict[str, Any]:
+    def describe(progress: Progress, numbers: Mapping[str, int | float]) -> dict[str, Any]:
         return {"step": progress.step}
 
     schedule = Schedule("constant", 1e-3, NUM_STEPS, 0.0)

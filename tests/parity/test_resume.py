@@ -314,7 +314,7 @@ def give(engine: Engine, state: EngineState) -> None:
 
 def state_of(engine: Engine) -> EngineState:
     """Rank 0 has the tensors; the others need no memory."""
-    state = engine.state(keep=dist.get_rank() == 0)
+    state = engine.state(keep=dist.get_rank() == 0).whole()
     assert bool(state.tensors) == (dist.get_rank() == 0)
     return state
 

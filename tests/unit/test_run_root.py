@@ -20,6 +20,7 @@ import pytest
 from orchestrator.data.storage import Row, RowWriter
 from orchestrator.data.summary import Summary, read_summary, write_summary
 from orchestrator.errors import RecipeError, StorageError
+from orchestrator.model.tensor_stream import TensorStream
 from orchestrator.plan.checkpoints import CHECKPOINTS_NAME, MANIFEST_NAME, checkpoint_folder, checkpoint_steps
 from orchestrator.plan.record import RECORD_NAME, Record, commit, read_record
 from orchestrator.remote import NotWhole
@@ -166,7 +167,7 @@ def test_prepared_data_travels(here: RunRoot, there: RunRoot) -> None:
 def test_a_checkpoint_travels(here: RunRoot, there: RunRoot) -> None:
     # With torch behind it, and imported by name so that the other processes of these tests need not wait for that.
     generations = importlib.import_module("orchestrator.checkpoint.generations")
-    generations.write_generation(here.local / STAGE, "f" * 64, 40, {}, {"cursor": 7})
+    generations.Draft(here.local / STAGE, 40, TensorStream.of({})).commit("f" * 64, {"cursor": 7})
     here.publish(f"{STAGE}/{CHECKPOINTS_NAME}/step-00000040", MANIFEST_NAME)
     there.fetch_records()
     assert checkpoint_steps(there.local / STAGE) == [40]

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from orchestrator.checkpoint.files import Checkpoint
-from orchestrator.checkpoint.generations import prune, write_generation
+from orchestrator.checkpoint.generations import Draft, prune
 from orchestrator.checkpoint.writer import CheckpointWriter
 from orchestrator.errors import StorageError
+from orchestrator.model.tensor_stream import TensorStream
 
 FINGERPRINT = "f" * 64
 _CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"}
@@ -31,6 +32,19 @@ def contents(version: int, num_values: int = 1000) -> tuple[dict[str, torch.Tens
     values = np.full(num_values, version, np.float32)
     tensors = {f"layer.{number}.weight": torch.from_numpy(values.copy()) for number in range(3)}
     return tensors, {"version": version}
+
+
+def streamed(version: int, num_values: int = 1000) -> tuple[TensorStream, dict[str, Any]]:
+    """`contents` as a writer takes them."""
+    tensors, state = contents(version, num_values)
+    return TensorStream.of(tensors), state
+
+
+def write_generation(
+    stage_folder: Path, fingerprint: str, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> int:
+    """Commits a generation of tensors that are there; its size in bytes."""
+    return Draft(stage_folder, step, TensorStream.of(tensors)).commit(fingerprint, state)
 
 
 def version_of(checkpoint: Checkpoint | None) -> int:
@@ -74,7 +88,7 @@ def write_without_end(sender: Connection, stage_folder: Path, version: int) -> N
 
     writer = CheckpointWriter(stage_folder, FINGERPRINT, keep=2, max_failures=1, report=report)
     for version in count(version):  # noqa: B020 - `report` sees it
-        writer.save(version // 2, *contents(version, num_values=100_000), wait=True)
+        writer.save(version // 2, *streamed(version, num_values=100_000), wait=True)
 
 
 def write_until(sender: Connection, stage_folder: Path, step: int, keep: int, num_changes: int) -> None:
@@ -104,7 +118,7 @@ def save_on_a_disk_that_fills_up(sender: Connection, stage_folder: Path) -> None
     try:
         for step, num_values, is_full in saves:
             _limit_file_size(1 << 16 if is_full else resource.RLIM_INFINITY)
-            writer.save(step, *contents(step, num_values), wait=True)
+            writer.save(step, *streamed(step, num_values), wait=True)
     except StorageError as error:
         sender.send(str(error))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.generations import newest_good, prune, write_generation
+from orchestrator.checkpoint.generations import newest_good, prune
 from orchestrator.plan.checkpoints import (
     CHECKPOINTS_NAME,
     checkpoint_folder,
@@ -19,7 +19,16 @@ from orchestrator.plan.checkpoints import (
     replaced_folder,
     step_folders,
 )
-from tests.unit.checkpoint.dying import FINGERPRINT, contents, received, start, version_of, write_until, write_without_end
+from tests.unit.checkpoint.dying import (
+    FINGERPRINT,
+    contents,
+    received,
+    start,
+    version_of,
+    write_generation,
+    write_until,
+    write_without_end,
+)
 
 KILLS = 30
 MEMORY = Path("/dev/shm")

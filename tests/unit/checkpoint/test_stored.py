@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.files import Checkpoint
-from orchestrator.checkpoint.generations import newest_good, prune, write_generation
+from orchestrator.checkpoint.generations import newest_good, prune
 from orchestrator.checkpoint.stored import StoredCheckpoints
 from orchestrator.checkpoint.writer import CheckpointWriter
 from orchestrator.errors import StorageError
 from orchestrator.plan.checkpoints import checkpoint_steps
 from orchestrator.run_root import RunRoot
-from tests.unit.checkpoint.dying import FINGERPRINT, contents, version_of
+from tests.unit.checkpoint.dying import FINGERPRINT, contents, streamed, version_of, write_generation
 from tests.unit.object_store import Bucket
 
 STAGE = "attention-0123456789ab"
@@ -38,7 +38,7 @@ class Machine:
         with self.writer() as writer:
             for step in steps:
                 (self.folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))
-                writer.save(step, *contents(step), wait=True)
+                writer.save(step, *streamed(step), wait=True)
 
     def newest_good(self) -> tuple[Checkpoint | None, list[str]]:
         self.stored.mirror()
@@ -140,11 +140,11 @@ def test_one_that_could_not_be_published_stays_and_goes_with_the_next(here: Mach
     with here.writer() as writer:
         store.rename(away)
         store.write_bytes(b"in the way")
-        writer.save(10, *contents(10), wait=True)
+        writer.save(10, *streamed(10), wait=True)
         assert checkpoint_steps(here.folder) == [5, 10]
         store.unlink()
         away.rename(store)
-        writer.save(15, *contents(15), wait=True)
+        writer.save(15, *streamed(15), wait=True)
     (failed,) = [event for event in here.events if event["event"] == "checkpoint_failed"]
     assert failed["step"] == 10
     assert failed["error"].startswith(bucket.url)
@@ -157,14 +157,14 @@ def test_a_damaged_one_further_on_is_not_published_in_the_place_of_the_one_just_
 ) -> None:
     write_generation(here.folder, FINGERPRINT, 60, *contents(60))
     with here.writer(keep=1) as writer:
-        writer.save(30, *contents(30))
+        writer.save(30, *streamed(30))
     assert published_steps(bucket) == checkpoint_steps(here.folder) == [30]
 
 
 def test_none_is_on_the_disk_alone_while_another_command_of_the_machine_looks(here: Machine, bucket: Bucket) -> None:
     """What is here and not in the store it would remove."""
     with here.writer() as writer, here.root.committing(STAGE):
-        writer.save(5, *contents(5))
+        writer.save(5, *streamed(5))
         time.sleep(0.3)
         assert checkpoint_steps(here.folder) == []
     assert published_steps(bucket) == checkpoint_steps(here.folder) == [5]
@@ -173,9 +173,9 @@ def test_none_is_on_the_disk_alone_while_another_command_of_the_machine_looks(he
 def test_a_store_that_fails_too_often_stops_the_training(here: Machine, bucket: Bucket) -> None:
     store_folder(bucket).parent.write_bytes(b"in the way")
     writer = here.writer(max_failures=2)
-    writer.save(5, *contents(5), wait=True)
+    writer.save(5, *streamed(5), wait=True)
     with pytest.raises(StorageError, match=rf"^{bucket.url}/{STAGE}/checkpoints: 2 checkpoints in a row could not be"):
-        writer.save(10, *contents(10), wait=True)
+        writer.save(10, *streamed(10), wait=True)
     assert checkpoint_steps(here.folder) == [5, 10]
 
 

@@ -1,18 +1,30 @@
 """Checkpoints are written beside the training, which goes on whatever the disk does, up to a point."""
 
+import shutil
 import threading
 from collections import UserDict
 from collections.abc import KeysView
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.generations import newest_good, write_generation
+from orchestrator.checkpoint.generations import newest_good
 from orchestrator.checkpoint.writer import CheckpointWriter
 from orchestrator.errors import StorageError
+from orchestrator.model.tensor_stream import TensorStream
 from orchestrator.plan.checkpoints import CHECKPOINTS_NAME, checkpoint_folder, checkpoint_steps
-from tests.unit.checkpoint.dying import FINGERPRINT, contents, received, save_on_a_disk_that_fills_up, start, version_of
+from tests.unit.checkpoint.dying import (
+    FINGERPRINT,
+    contents,
+    received,
+    save_on_a_disk_that_fills_up,
+    start,
+    streamed,
+    version_of,
+    write_generation,
+)
 
 
 class Held(UserDict[str, Any]):
@@ -49,10 +61,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path: Path, writer: CheckpointWriter, events: list[dict[str, Any]]
 ) -> None:
     state = Held()
-    writer.save(20, contents(20)[0], state)
+    writer.save(20, streamed(20)[0], state)
     assert state.is_read.wait(timeout=60)
     assert checkpoint_steps(tmp_path) == []
-    writer.save(40, *contents(40))
+    writer.save(40, *streamed(40))
     assert events == [{"event": "checkpoint_skipped", "step": 40, "reason": "the one before is still being written"}]
     state.is_released.set()
     writer.finish()
@@ -64,9 +76,9 @@ def test_a_run_that_stops_waits_for_the_one_before_and_its_own(
     tmp_path: Path, writer: CheckpointWriter, events: list[dict[str, Any]]
 ) -> None:
     state = Held()
-    writer.save(20, contents(20)[0], state)
+    writer.save(20, streamed(20)[0], state)
     threading.Timer(0.05, state.is_released.set).start()
-    writer.save(40, *contents(40), wait=True)
+    writer.save(40, *streamed(40), wait=True)
     assert checkpoint_steps(tmp_path) == [20, 40]
     assert [(event["event"], event["step"]) for event in events] == [("checkpoint", 20), ("checkpoint", 40)]
     writer.finish()
@@ -77,7 +89,7 @@ def test_each_commit_is_reported_and_leaves_so_many(
 ) -> None:
     with writer:
         for step in (1, 2, 3, 4):
-            writer.save(step, *contents(step), wait=True)
+            writer.save(step, *streamed(step), wait=True)
             assert checkpoint_steps(tmp_path) == [step - 1, step][-step:]
     sizes = [event.pop("bytes") for event in events]
     assert all(event.pop("seconds") > 0 for event in events)
@@ -92,7 +104,7 @@ def test_one_further_on_does_not_take_the_place_of_the_one_just_written(tmp_path
     for step in (10, 20, 40, 60):
         write_generation(tmp_path, FINGERPRINT, step, *contents(step))
     with writer:
-        writer.save(30, *contents(30))
+        writer.save(30, *streamed(30))
     assert checkpoint_steps(tmp_path) == [20, 30]
 
 
@@ -120,14 +132,35 @@ def test_a_full_disk_does_not_stop_training_until_it_was_full_too_often(tmp_path
     assert version_of(newest_good(tmp_path, FINGERPRINT)[0]) == 80
 
 
+def test_where_the_disk_takes_nothing_the_tensors_are_read_all_the_same(tmp_path: Path, writer: CheckpointWriter) -> None:
+    read: list[int] = []
+
+    def stream(step: int) -> TensorStream:
+        tensors = TensorStream.of(contents(step)[0])
+        return replace(tensors, parts=(part for part in tensors.parts if not read.append(step)))
+
+    state = Held()
+    writer.save(10, stream(10), state)
+    writer.save(20, stream(20), {})
+    state.is_released.set()
+    writer.save(30, stream(30), {}, wait=True)
+    shutil.rmtree(tmp_path / CHECKPOINTS_NAME)
+    block(tmp_path)
+    writer.save(40, stream(40), {}, wait=True)
+    writer.save(50, stream(50), {})
+    with pytest.raises(StorageError):
+        writer.save(60, stream(60), {})
+    assert read == [step for step in (10, 20, 30, 40, 50, 60) for _ in range(3)]
+
+
 def test_too_many_failures_are_raised_by_what_comes_next(
     tmp_path: Path, writer: CheckpointWriter, events: list[dict[str, Any]]
 ) -> None:
     block(tmp_path)
-    writer.save(20, *contents(20), wait=True)
-    writer.save(40, *contents(40))
+    writer.save(20, *streamed(20), wait=True)
+    writer.save(40, *streamed(40))
     with pytest.raises(StorageError, match=r"2 checkpoints in a row could not be written \(step 40: .*File exists"):
-        writer.save(60, *contents(60), wait=True)
+        writer.save(60, *streamed(60), wait=True)
     with pytest.raises(StorageError, match="2 checkpoints in a row"):
         writer.finish()
     assert [(event["event"], event["step"]) for event in events] == [("checkpoint_failed", 20), ("checkpoint_failed", 40)]
@@ -135,24 +168,24 @@ def test_too_many_failures_are_raised_by_what_comes_next(
 
 
 def test_a_mistake_of_ours_does_not_vanish_in_the_background(tmp_path: Path, writer: CheckpointWriter) -> None:
-    writer.save(20, {}, {"a": object()})
+    writer.save(20, TensorStream.of({}), {"a": object()})
     with pytest.raises(TypeError, match="JSON"):
-        writer.save(40, *contents(40), wait=True)
-    writer.save(40, *contents(40))
+        writer.save(40, *streamed(40), wait=True)
+    writer.save(40, *streamed(40))
     writer.finish()
     assert [path.name for path in (tmp_path / CHECKPOINTS_NAME).iterdir()] == ["step-00000040"]
 
 
 def test_a_mistake_in_the_last_write_is_raised_at_the_end(writer: CheckpointWriter) -> None:
-    writer.save(20, {}, {"a": object()})
+    writer.save(20, TensorStream.of({}), {"a": object()})
     with pytest.raises(TypeError, match="JSON"):
         writer.finish()
 
 
 def test_what_ends_the_training_is_what_is_raised(tmp_path: Path, writer: CheckpointWriter) -> None:
     block(tmp_path)
-    writer.save(20, *contents(20), wait=True)
-    writer.save(40, *contents(40))
+    writer.save(20, *streamed(20), wait=True)
+    writer.save(40, *streamed(40))
     with pytest.raises(KeyError, match="training") as raised, writer:
         raise KeyError("training")
     assert "2 checkpoints in a row" in raised.value.__notes__[0]
@@ -161,7 +194,7 @@ def test_what_ends_the_training_is_what_is_raised(tmp_path: Path, writer: Checkp
 def test_leaving_waits_for_the_write(tmp_path: Path, writer: CheckpointWriter) -> None:
     state = Held()
     with writer:
-        writer.save(20, contents(20)[0], state)
+        writer.save(20, streamed(20)[0], state)
         threading.Timer(0.05, state.is_released.set).start()
     assert checkpoint_steps(tmp_path) == [20]
 
@@ -173,7 +206,7 @@ def test_one_that_cannot_be_deleted_is_told_and_does_not_count_as_a_failed_write
     checkpoint_folder(tmp_path, int("9" * 250)).mkdir(parents=True)
     with writer:
         for step in (20, 40, 60):
-            writer.save(step, *contents(step), wait=True)
+            writer.save(step, *streamed(step), wait=True)
     kinds = [event["event"] for event in events]
     assert kinds == ["checkpoint_cleanup_failed", "checkpoint"] * 3
     assert "name too long" in events[0]["error"]

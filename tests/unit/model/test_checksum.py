@@ -61,6 +61,14 @@ def test_equal_tensors_of_any_dtype_and_layout_are_equal(dtype):
     assert checksum(other) != checksum(tensor)
 
 
+@pytest.mark.parametrize("cut", [1, 1 << 22, MORE_THAN_A_CHUNK - 1])
+def test_those_of_its_parts_add_up_to_that_of_a_tensor(cut):
+    tensor = values(MORE_THAN_A_CHUNK, torch.float32)
+    parts = checksum(tensor[:cut]) + checksum(tensor[cut:], cut)
+    assert (parts - checksum(tensor)) % (1 << 64) == 0
+    assert (parts - checksum(tensor.flip(0))) % (1 << 64) != 0
+
+
 def test_a_parameter_and_an_empty_tensor_have_one_too():
     parameter = torch.nn.Parameter(values(4, torch.float32))
     assert checksum(parameter) == checksum(parameter.detach())

@@ -1,7 +1,7 @@
 """When a checkpoint is saved, by whom, and what is in it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 
 from orchestrator.checkpoint.generations import newest_good
 from orchestrator.checkpoint.writer import CheckpointWriter
-from orchestrator.engine import EngineState, StepResult, Wishes
+from orchestrator.engine import StateStream, StepResult, Wishes
+from orchestrator.model.tensor_stream import Part, TensorStream
 from orchestrator.plan.checkpoints import checkpoint_steps
 from orchestrator.train.checkpoint_hook import CheckpointHook
 from orchestrator.train.loop import Progress
@@ -29,20 +30,24 @@ class Training:
     def __init__(self, folder: Path, every_steps: int | None = None, is_writer: bool = True) -> None:
         self.events: list[Mapping[str, Any]] = []
         self.kept: list[bool] = []
-        """What was asked of the engine, and how often."""
+        """What was asked of the engine and read to its end, and how often."""
         self.writer = CheckpointWriter(folder, FINGERPRINT, keep=20, max_failures=1, report=self.events.append)
         writer = self.writer if is_writer else None
         self.hook = CheckpointHook(self.state, writer, self.describe, every_steps, NUM_STEPS)
         self.progress = Progress()
 
-    def state(self, keep: bool) -> EngineState:
-        self.kept.append(keep)
+    def state(self, keep: bool) -> StateStream:
         tensors = {"master.weight": torch.full((3,), float(self.progress.step))} if keep else {}
-        return EngineState(tensors, {"updates": self.progress.step})
+        stream = TensorStream.of(tensors)
+        return StateStream(replace(stream, parts=self.read(keep, stream.parts)), {"updates": self.progress.step})
+
+    def read(self, keep: bool, parts: Iterable[Part]) -> Iterator[Part]:
+        yield from parts
+        self.kept.append(keep)
 
     @staticmethod
-    def describe(progress: Progress, state: EngineState) -> Mapping[str, Any]:
-        return {"tokens": progress.tokens, "numbers": state.numbers}
+    def describe(progress: Progress, numbers: Mapping[str, int | float]) -> Mapping[str, Any]:
+        return {"tokens": progress.tokens, "numbers": numbers}
 
     def steps(self, results: Mapping[int, StepResult], last: int = NUM_STEPS) -> list[int]:
         """Takes all steps to the last, some with other results; gives those at which the engine was asked for its state."""
