@@ -52,17 +52,19 @@ def verify_written(path: Path, expected: dict[str, torch.Tensor]) -> None:
     """Reads a file back: the same names, shapes and values, and no tensor that is all zero or not finite."""
     with safe_open(path, framework="pt") as file:
         written = set(file.keys())
-        if written != set(expected):
-            raise TrainingError(f"{path}: holds {sorted(written ^ set(expected))} too many or too few")
-        for key, tensor in expected.items():
+    if written != set(expected):
+        raise TrainingError(f"{path}: holds {sorted(written ^ set(expected))} too many or too few")
+    for key, tensor in expected.items():
+        # Opened for each, since an open file keeps in memory what was read of it.
+        with safe_open(path, framework="pt") as file:
             read = file.get_tensor(key)
-            # Asked first, since NaN differs from itself.
-            if not read.isfinite().all():
-                raise TrainingError(f"{path}: {key} has values that are not finite; nothing was kept of this stage")
-            if read.shape != tensor.shape or not torch.equal(read, tensor):
-                raise TrainingError(f"{path}: {key} reads back other than it was written")
-            if not read.any():
-                raise TrainingError(f"{path}: {key} is all zero; it was never trained")
+        # Asked first, since NaN differs from itself.
+        if not read.isfinite().all():
+            raise TrainingError(f"{path}: {key} has values that are not finite; nothing was kept of this stage")
+        if read.shape != tensor.shape or not torch.equal(read, tensor):
+            raise TrainingError(f"{path}: {key} reads back other than it was written")
+        if not read.any():
+            raise TrainingError(f"{path}: {key} is all zero; it was never trained")
 
 
 def read_adapter(folder: Path, base: Path, tokenizer: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from orchestrator.data.order import SampleOrder
+from orchestrator.data.order import SampleOrder, deal
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.storage import Row
 from orchestrator.errors import RecipeError
@@ -68,12 +68,18 @@ class StepBatches:
     def of_step(self, step: int) -> StepBatch:
         """The batch of optimizer step `step`, from 0."""
         everyone = self.order.rows_of_step(step)
-        mine = self.order.rows_of_rank(step, self.rank, self.num_workers)
-        parts = mine.reshape(-1, self.micro_batch_size)
+        targets = self.rows.targets[everyone].astype(np.int64)
+        tokens = self.rows.offsets[everyone + 1] - self.rows.offsets[everyone]
+        parts = everyone.reshape(-1, self.micro_batch_size)
+        if self.rows.are_packed:
+            # The same micro-batches on any number of workers. What is not packed is padded, and costs what its longest does.
+            parts = everyone[deal(tokens + targets, len(parts))]
+        share = len(parts) // self.num_workers
+        mine = parts[self.rank * share : (self.rank + 1) * share]
         return StepBatch(
-            micro_batches=tuple(micro_batch([self.rows.row(index) for index in part]) for part in parts),
-            num_targets=int(self.rows.targets[everyone].sum(dtype=np.int64)),
-            num_tokens=int((self.rows.offsets[everyone + 1] - self.rows.offsets[everyone]).sum()),
+            micro_batches=tuple(micro_batch([self.rows.row(index) for index in part]) for part in mine),
+            num_targets=int(targets.sum()),
+            num_tokens=int(tokens.sum()),
         )
 
 

@@ -5,8 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from orchestrator.errors import RecipeError
-
 
 @dataclass(frozen=True)
 class SampleOrder:
@@ -29,12 +27,16 @@ class SampleOrder:
             epoch, start = epoch + 1, 0
         return np.concatenate(parts)
 
-    def rows_of_rank(self, step: int, rank: int, num_workers: int) -> np.ndarray:
-        """The slice of a step's rows that one worker learns; RecipeError when they cannot be shared evenly."""
-        if self.global_batch_size % num_workers:
-            raise RecipeError(f"global_batch_size {self.global_batch_size:,} is not divisible by {num_workers} workers")
-        share = self.global_batch_size // num_workers
-        return self.rows_of_step(step)[rank * share : (rank + 1) * share]
+
+def deal(costs: np.ndarray, num_hands: int) -> np.ndarray:
+    """int64 [hands, rows of each]: as many rows in each hand, of nearly the same cost in all.
+
+    Hands are micro-batches, of one rank or several, which wait for the one that takes longest.
+    """
+    # Dearest first, to the hands in turn and back again.
+    rounds = np.argsort(-costs, kind="stable").reshape(-1, num_hands)
+    rounds[1::2] = rounds[1::2, ::-1].copy()
+    return np.sort(rounds.T, axis=1)
 
 
 # A batch that crosses an epoch needs two; drawing one anew for every step would cost as much as the step.

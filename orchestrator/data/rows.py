@@ -37,6 +37,11 @@ class PreparedRows:
         return self.summary.rows
 
     @property
+    def are_packed(self) -> bool:
+        """Whether any row holds several samples."""
+        return len(self.sample_ends) > len(self)
+
+    @property
     def characters(self) -> int:
         return self.summary.characters
 

@@ -22,7 +22,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_grad
+from deepspeed.utils import safe_get_local_grad
 
 from orchestrator.data.batches import MicroBatch, StepBatch
 from orchestrator.engine.clock import StepClock
@@ -123,11 +123,14 @@ class Engine:
         self._state.spread(state)
 
     def parameters(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named parameters, whole, on CPU, in the precision the model computes with."""
+        """The named parameters, whole, on CPU, in the precision the model computes with; a step may change them."""
         for name in names:
             parameter = self._parameters[name]
-            # ZeRO-3 keeps a slice on each rank; gathering one at a time needs no room for the whole model.
-            with GatheredParameters([parameter], enabled=self._settings.zero == 3):
+            if self._settings.zero < 3:
+                yield name, parameter.detach().cpu()
+                continue
+            # Each rank has a slice; gathering one at a time needs no room for the whole model.
+            with GatheredParameters([parameter]):
                 yield name, parameter.detach().cpu().clone()
 
     def frozen_checksums(self) -> dict[str, int]:
@@ -194,13 +197,27 @@ class Engine:
         return torch.stack([parameter.grad.norm() for parameter in self._trainable.values()]).norm().item()
 
     def _gradient_norms(self) -> dict[str, float]:
-        norms = {}
-        for name, parameter in self._trainable.items():
-            gradient = safe_get_full_grad(parameter) if self._settings.zero > 0 else parameter.grad
-            if gradient is None:
-                raise TrainingError(f"{name} is declared trainable but got no gradient; is it used in the forward?")
-            norms[name] = gradient.float().norm().item() / self._loss_scale.now
-        return norms
+        """Of each trainable parameter, from what each rank has of its gradient."""
+        squares = torch.zeros(len(self._trainable), dtype=torch.float64, device=self.device)
+        for number, (name, parameter) in enumerate(self._trainable.items()):
+            gradient = self._gradient_here(name, parameter)
+            if gradient is not None:
+                squares[number] = gradient.norm(dtype=torch.float32).double() ** 2
+        if self._settings.zero > 0:
+            torch.distributed.all_reduce(squares)
+        norms = squares.sqrt() / self._loss_scale.now
+        return dict(zip(self._trainable, norms.tolist(), strict=True))
+
+    def _gradient_here(self, name: str, parameter: Any) -> Tensor | None:
+        """This rank's part of a parameter's reduced gradient; None where it has no part of it."""
+        if self._settings.zero == 3:
+            return safe_get_local_grad(parameter)
+        if self._settings.zero > 0:
+            mapping = parameter._hp_mapping
+            return mapping and mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        if parameter.grad is None:
+            raise TrainingError(f"{name} is declared trainable but got no gradient; is it used in the forward?")
+        return parameter.grad
 
 
 def _time_communication(clock: StepClock) -> None:

@@ -30,6 +30,13 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     return model
 
 
+def leave_file(model: PreTrainedModel) -> None:
+    """Gives each parameter memory of its own. As loaded all are views of the file, which stays in memory with the last
+    of them, also for those that ZeRO has moved elsewhere."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def load_config(folder: Path) -> PreTrainedConfig:
     """What the model of a folder is; of its own code nothing runs."""
     return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

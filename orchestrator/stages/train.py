@@ -19,7 +19,7 @@ from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
-from orchestrator.model.loading import load_model
+from orchestrator.model.loading import leave_file, load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
 from orchestrator.stages.resume import describe as describe_checkpoint
@@ -145,6 +145,7 @@ def build_model(assignment: TrainAssignment) -> SummedLoss:
     model = load_model(assignment.base, assignment.precision)
     if not torch.cuda.is_available():
         use_cpu_attention(model)
+        leave_file(model)
     attach(model, assignment.adaptation, assignment.seed)
     if assignment.parent_adapter:
         load_tensors(model, read_adapter(assignment.parent_adapter, assignment.base, assignment.tokenizer))

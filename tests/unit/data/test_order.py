@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from orchestrator.data.batches import StepBatch, StepBatches
-from orchestrator.data.order import SampleOrder
+from orchestrator.data.order import SampleOrder, deal
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.summary import Summary
-from orchestrator.errors import RecipeError
 
 
 @pytest.mark.parametrize(("num_rows", "global_batch_size"), [(10, 4), (12, 4), (3, 8), (1, 2), (7, 7)])
@@ -37,15 +36,23 @@ def test_a_step_depends_on_no_step_before_it():
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_any_number_of_workers_learns_the_same_global_batch(num_workers):
-    order = SampleOrder(10, 8, seed=1)
+    rows, order = numbered_rows(10), SampleOrder(10, 8, seed=1)
     for step in range(5):
-        shares = [order.rows_of_rank(step, rank, num_workers) for rank in range(num_workers)]
+        shares = [numbers_in(StepBatches(rows, order, 2, rank, num_workers).of_step(step)) for rank in range(num_workers)]
         assert np.array_equal(np.concatenate(shares), order.rows_of_step(step))
 
 
-def test_a_batch_that_cannot_be_shared_names_both_numbers():
-    with pytest.raises(RecipeError, match="global_batch_size 500 is not divisible by 8 workers"):
-        SampleOrder(10, 500, seed=1).rows_of_rank(0, 0, 8)
+@pytest.mark.parametrize(("num_hands", "each"), [(1, 8), (2, 4), (4, 4), (8, 1), (3, 5)])
+def test_hands_are_dealt_as_many_rows_of_nearly_the_same_cost(num_hands: int, each: int) -> None:
+    costs = np.random.default_rng(num_hands).integers(500, 1000, num_hands * each)
+    hands = deal(costs, num_hands)
+    assert hands.shape == (num_hands, each)
+    assert sorted(hands.reshape(-1)) == list(range(len(costs)))
+    assert all(list(hand) == sorted(hand) for hand in hands)
+    sums, as_they_come = (costs[each].sum(1) for each in (hands, np.arange(len(costs)).reshape(hands.shape)))
+    # A hand is further from another by no more than two rows can be from each other.
+    assert np.ptp(sums) <= np.ptp(costs)
+    assert np.ptp(sums) <= np.ptp(as_they_come)
 
 
 def numbered_rows(num_rows: int) -> PreparedRows:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.contents import find_data
 from orchestrator.data.batches import IGNORED, StepBatches
@@ -113,6 +114,22 @@ def test_a_batch_tells_where_each_sample_begins(prepared: dict[bool, PreparedRow
         assert micro.labels[place, row.starts].tolist() == [IGNORED] * len(row.starts)
         targets += rows.num_targets(index)
     assert batch.num_targets == targets == int((micro.labels[:, 1:] != IGNORED).sum())
+
+
+def test_micro_batches_of_a_step_cost_about_the_same(prepared: dict[bool, PreparedRows]) -> None:
+    rows = prepared[True]
+    order = SampleOrder(len(rows), 8, seed=1)
+    for step in range(3):
+        for num_workers in (1, 2):
+            workers = [StepBatches(rows, order, 2, rank, num_workers).of_step(step) for rank in range(num_workers)]
+            micros = [micro for worker in workers for micro in worker.micro_batches]
+            costs = [int((micro.labels[:, 1:] != IGNORED).sum()) for micro in micros]
+            if num_workers == 1:
+                alone, dealt = micros, costs
+            assert all(torch.equal(one.input_ids, other.input_ids) for one, other in zip(micros, alone, strict=True))
+        taken = rows.targets[order.rows_of_step(step)].reshape(-1, 2).sum(1)
+        assert sum(dealt) == taken.sum()
+        assert np.ptp(dealt) < np.ptp(taken)
 
 
 def test_a_batch_of_rows_with_one_sample_each_has_no_positions(prepared: dict[bool, PreparedRows]) -> None:
