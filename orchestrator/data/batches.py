@@ -74,8 +74,8 @@ class StepBatches:
         if self.rows.are_packed:
             # The same micro-batches on any number of workers. What is not packed is padded, and costs what its longest does.
             parts = everyone[deal(tokens + targets, len(parts))]
-        share = len(parts) // self.num_workers
-        mine = parts[self.rank * share : (self.rank + 1) * share]
+        # In turns: those that are alike are taken at the same time.
+        mine = parts[self.rank :: self.num_workers]
         return StepBatch(
             micro_batches=tuple(micro_batch([self.rows.row(index) for index in part]) for part in mine),
             num_targets=int(targets.sum()),

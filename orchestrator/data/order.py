@@ -29,14 +29,15 @@ class SampleOrder:
 
 
 def deal(costs: np.ndarray, num_hands: int) -> np.ndarray:
-    """int64 [hands, rows of each]: as many rows in each hand, of nearly the same cost in all.
+    """int64 [hands, rows of each]: as many rows in each hand, of nearly the same cost in all; the dearest hand first.
 
-    Hands are micro-batches, of one rank or several, which wait for the one that takes longest.
+    Hands are micro-batches. Ranks take theirs at the same time, and wait for the one that takes longest.
     """
     # Dearest first, to the hands in turn and back again.
     rounds = np.argsort(-costs, kind="stable").reshape(-1, num_hands)
     rounds[1::2] = rounds[1::2, ::-1].copy()
-    return np.sort(rounds.T, axis=1)
+    hands = np.sort(rounds.T, axis=1)
+    return hands[np.argsort(-costs[hands].sum(1), kind="stable")]
 
 
 # A batch that crosses an epoch needs two; drawing one anew for every step would cost as much as the step.

@@ -171,8 +171,8 @@ class Engine:
         return total, norm, norms
 
     def _seed(self, step: int, number: int) -> None:
-        """Makes what the forward draws a function of the micro-batch's place; ranks hold consecutive slices of the batch."""
-        place = self._rank * self._settings.accumulation + number
+        """Makes what the forward draws a function of the micro-batch's place; ranks take those of the batch in turns."""
+        place = number * self._world + self._rank
         mixed = np.random.SeedSequence([self._settings.seed, step, place]).generate_state(1, np.uint64)
         torch.manual_seed(int(mixed[0]))
 

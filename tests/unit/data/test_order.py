@@ -38,8 +38,8 @@ def test_a_step_depends_on_no_step_before_it():
 def test_any_number_of_workers_learns_the_same_global_batch(num_workers):
     rows, order = numbered_rows(10), SampleOrder(10, 8, seed=1)
     for step in range(5):
-        shares = [numbers_in(StepBatches(rows, order, 2, rank, num_workers).of_step(step)) for rank in range(num_workers)]
-        assert np.array_equal(np.concatenate(shares), order.rows_of_step(step))
+        workers = [StepBatches(rows, order, 2, rank, num_workers).of_step(step) for rank in range(num_workers)]
+        assert np.array_equal(numbers_in(workers), order.rows_of_step(step))
 
 
 @pytest.mark.parametrize(("num_hands", "each"), [(1, 8), (2, 4), (4, 4), (8, 1), (3, 5)])
@@ -67,8 +67,10 @@ def numbered_rows(num_rows: int) -> PreparedRows:
     return PreparedRows(summary, tokens, loss_mask, offsets, (lengths - 1).astype(np.int32), lengths, one_each)
 
 
-def numbers_in(batch: StepBatch) -> list[int]:
-    return [number for micro in batch.micro_batches for number in micro.input_ids[:, 0].tolist()]
+def numbers_in(workers: list[StepBatch]) -> list[int]:
+    """Of a global batch, whose micro-batches its workers take in turns."""
+    turns = zip(*(worker.micro_batches for worker in workers), strict=True)
+    return [number for turn in turns for micro in turn for number in micro.input_ids[:, 0].tolist()]
 
 
 def divisor(chance: random.Random, number: int) -> int:
@@ -92,9 +94,8 @@ def test_each_sample_is_seen_once_per_epoch_across_any_number_of_restarts(
         micro_batch_size = divisor(chance, global_batch_size // num_workers)
         workers = [StepBatches(rows, order, micro_batch_size, rank, num_workers) for rank in range(num_workers)]
         for _ in range(min(chance.randint(1, 6), num_steps - step)):
-            shares = [numbers_in(worker.of_step(step)) for worker in workers]
-            assert {len(share) for share in shares} == {global_batch_size // num_workers}
-            learned[step] = [number for share in shares for number in share]
+            learned[step] = numbers_in([worker.of_step(step) for worker in workers])
+            assert len(learned[step]) == global_batch_size
             step += 1
         # Here something fails; what came after the newest checkpoint is learned again.
         if step < num_steps:
