@@ -58,20 +58,17 @@ class OptimizerState:
     @torch.no_grad()
     def master_checksums(self) -> dict[str, int]:
         """Of each trainable parameter's fp32 master, the same on every rank."""
-        sums = torch.tensor([self._checksum(place) for place in self._places.values()], device=self._device)
+        sums = torch.zeros(len(self._places), dtype=torch.int64, device=self._device)
+        for number, place in enumerate(self._places.values()):
+            values, first = self._values(place.store, "master"), 0
+            for piece in place.pieces:
+                if piece.rank == self._rank:
+                    sums[number] += checksum(values[piece.start : piece.start + piece.length], first)
+                first += piece.length
         if self._zero > 0:
             # They wrap around, as those of a whole tensor do.
             torch.distributed.all_reduce(sums)
         return dict(zip(self._places, sums.tolist(), strict=True))
-
-    def _checksum(self, place: Place) -> int:
-        """What this rank's values of a master add to its checksum, modulo 2**64."""
-        values, total, first = self._values(place.store, "master"), 0, 0
-        for piece in place.pieces:
-            if piece.rank == self._rank:
-                total += checksum(values[piece.start : piece.start + piece.length], first)
-            first += piece.length
-        return (total + (1 << 63)) % (1 << 64) - (1 << 63)
 
     def _parts(self, keep: bool) -> Iterator[Part]:
         """What lies in one store travels together: a small tensor by itself would cost as much as a large one."""
