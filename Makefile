@@ -29,7 +29,7 @@ soak: setup
 
 # The stages against the Hugging Face Trainer, and what checkpoints cost; half an hour on a machine that does nothing else.
 bench: setup
-	$(BIN)/python -m tests.bench.against_reference
+	$(BIN)/python -m tests.bench.against_reference --out docs/bench
 	$(BIN)/python -m tests.bench.checkpoint_overhead
 	$(BIN)/python -m tests.bench.preparation
 

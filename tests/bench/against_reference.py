@@ -1,6 +1,6 @@
 """The project's own stages against the Hugging Face Trainer with PEFT and DeepSpeed, in turns, on one machine.
 
-    python -m tests.bench.against_reference [--rounds 1] [--steps 6] [--stages embeddings,attention,instruct]
+    python -m tests.bench.against_reference [--rounds 1] [--steps 6] [--stages embeddings,attention,instruct] [--out DIR]
 
 The same base model (hidden 512, 8 layers, vocabulary 49,953), text, LoRA, block and batch; two workers on one core each,
 ZeRO-2, bf16. Prints a table, and one JSON object of all that was measured; needs the reference and its data beside the
@@ -28,6 +28,7 @@ from orchestrator.tracking.ledger import read_ledger
 from orchestrator.tracking.metrics import read_metrics
 from orchestrator.vocabulary.extension import extend_tokenizer
 from orchestrator.vocabulary.pieces import read_model
+from tests.bench.result import Row, plot, table
 from tests.shared_data import ROOT, SHARED
 
 REFERENCE = SHARED.parent / "bench"
@@ -218,22 +219,18 @@ def measure(folder: Path, stage: Stage, steps: int, rounds: int) -> dict[str, li
     return found
 
 
-def table(measured: dict[str, dict[str, list[Figures]]]) -> str:
-    """Medians, and ours in those of the reference."""
-    lines = ["| | reference | ours | ratio | must |", "|---|---|---|---|---|"]
-    for stage in STAGES:
-        if stage.name not in measured:
-            continue
-        reference, ours = (_medians(measured[stage.name][name]) for name in ("reference", "ours"))
-        limits = {"tokens_per_second": f"≥ {stage.must}", "peak_mib": "≤ 0.7", "checkpoint_bytes": "≤ 0.8"}
-        limits["first_step_seconds"] = "≤ 1.2"
-        for figure, limit in limits.items():
-            ratio = ours[figure] / reference[figure]
-            name = figure.replace("_", " ")
-            lines.append(
-                f"| {stage.name}, {name} | {reference[figure]:,.1f} | {ours[figure]:,.1f} | {ratio:.2f} | {limit} |"
-            )
-    return "\n".join(lines)
+def rows_of(stage: Stage, measured: dict[str, list[Figures]]) -> list[Row]:
+    """Medians of both."""
+    reference, ours = (_medians(measured[name]) for name in ("reference", "ours"))
+    return [
+        Row(f"{stage.name}: {name}", ours[figure] / unit, limit, bound, reference[figure] / unit)
+        for figure, name, unit, bound, limit in (
+            ("tokens_per_second", "tokens per second", 1, "≥", stage.must),
+            ("peak_mib", "peak memory of a worker, MiB", 1, "≤", 0.7),
+            ("checkpoint_bytes", "checkpoint to resume from, MB", 1e6, "≤", 0.8),
+            ("first_step_seconds", "command to first step, s", 1, "≤", 1.2),
+        )
+    ]
 
 
 def _medians(rounds: Sequence[Figures]) -> Figures:
@@ -255,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--out", type=Path, help="folder for the table and a plot")
     parser.add_argument("--stages", default=",".join(stage.name for stage in STAGES))
     arguments = parser.parse_args()
     missing = [path for path in (REFERENCE / "reference_trainer.py", TEXT, INSTRUCTIONS) if not path.exists()]
@@ -264,11 +262,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         make_inputs(Path(name))
         measured = {stage.name: measure(Path(name), stage, arguments.steps, arguments.rounds) for stage in wanted}
-        seconds = between_stages(Path(name))
+        rows = [row for stage in wanted for row in rows_of(stage, measured[stage.name])]
+        rows.append(Row("one stage to the next, s beyond its steps", between_stages(Path(name)), 10, "≤"))
         ratio = of_two_workers(Path(name), arguments.steps)
-    print(table(measured))
-    print(f"| one stage to the next, seconds beyond its steps | | {seconds:.1f} | | ≤ 10 |")
-    print(f"| two workers against one, tokens per second | | | {ratio:.2f} | ≥ 1.7 |")
+        rows.append(Row("two workers against one, tokens per second", ratio, 1.7, "≥"))
+    print(table(rows))
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "table.md").write_text(table(rows), encoding="utf-8")
+        plot(rows, arguments.out / "ratios.svg")
     print(json.dumps(measured, indent=2))
 
 
