@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -66,6 +67,16 @@ def return_much(num_bytes: int, link: Link) -> bytes:
 def leave(code: int, link: Link) -> None:
     print("on its way out", end="")
     os._exit(code)
+
+
+def multiply_many_shapes(count: int, link: Link) -> int:
+    """By how many bytes the process grew."""
+    right = torch.ones(64, 64, dtype=torch.bfloat16)
+    torch.ones(8, 64, dtype=torch.bfloat16) @ right
+    before = psutil.Process().memory_info().rss
+    for rows in range(100, 100 + count):
+        torch.ones(rows, 64, dtype=torch.bfloat16) @ right
+    return psutil.Process().memory_info().rss - before
 
 
 def wait_to_be_asked(assignment: Any, link: Link) -> str:
