@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +56,15 @@ class _File:
 
 
 def write_tensors(folder: Path, tensors: TensorStream) -> None:
-    """Each part goes to its place in the file as it comes; `write_files` flushes them. Reads the stream to its end.
+    """Each part goes to its place in the file as it comes; `write_files` flushes them.
 
-    Raises OSError when the disk does not take it.
+    Raises OSError when the disk does not take it, with the rest of the stream unread.
     """
     header, starts = _header(tensors.layout)
-    failure = None
     with (folder / TENSORS_NAME).open("xb", buffering=0) as file:
-        chunks = ((starts[name] + first * values.element_size(), values) for name, first, values in tensors.parts)
-        for place, chunk in chain([(0, torch.frombuffer(header, dtype=torch.uint8))], chunks):
-            try:
-                # What the disk does not take must not keep the other ranks waiting for the parts after it.
-                if failure is None:
-                    _write_at(file.fileno(), place, chunk)
-            except OSError as error:
-                failure = error
-    if failure:
-        raise failure
+        _write_at(file.fileno(), 0, torch.frombuffer(header, dtype=torch.uint8))
+        for name, first, values in tensors.parts:
+            _write_at(file.fileno(), starts[name] + first * values.element_size(), values)
 
 
 def write_files(folder: Path, fingerprint: str, step: int, state: Mapping[str, Any]) -> int:

@@ -45,10 +45,11 @@ class Draft:
                 # Not left for the end: what a killed process left may be what fills the disk.
                 _remove_leftovers(stage_folder)
                 self._partial.mkdir()
+                write_tensors(self._partial, tensors)
             except OSError:
+                # What the disk does not take must not keep the other ranks waiting for the parts that are left.
                 tensors.drop()
                 raise
-            write_tensors(self._partial, tensors)
 
     def commit(self, fingerprint: str, state: Mapping[str, Any]) -> int:
         """Puts it in the place of one of the same step; returns the size of tensors and `state`, which is JSON, in bytes.
