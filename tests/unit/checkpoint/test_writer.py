@@ -149,7 +149,7 @@ def test_where_the_disk_takes_nothing_the_tensors_are_read_all_the_same(tmp_path
     writer.save(40, stream(40), {}, wait=True)
     writer.save(50, stream(50), {})
     with pytest.raises(StorageError):
-        writer.save(60, stream(60), {})
+        writer.save(60, stream(60), {}, wait=True)
     assert read == [step for step in (10, 20, 30, 40, 50, 60) for _ in range(3)]
 
 
