@@ -10,21 +10,26 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.cpp_extension import _get_build_directory
 
 # On a machine without a GPU DeepSpeed would guess, and say so.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_local_grad
 
 from orchestrator.data.batches import MicroBatch, StepBatch
+from orchestrator.engine.build_lock import building
 from orchestrator.engine.clock import StepClock
 from orchestrator.engine.optimizer_state import OptimizerState
 from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StateStream, StepResult, Wishes
@@ -44,6 +49,8 @@ class Engine:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = torch.cuda.is_available()
         optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        if not on_gpu:
+            _build_op()
         # The engine's attributes come from many mixins, and its annotations say too little to check against.
         self._engine, *_ = cast(Any, deepspeed.initialize)(
             model=model, optimizer=optimizer, config=_config(settings, on_gpu), dist_init_required=False
@@ -218,6 +225,13 @@ class Engine:
         if parameter.grad is None:
             raise TrainingError(f"{name} is declared trainable but got no gradient; is it used in the forward?")
         return parameter.grad
+
+
+def _build_op() -> None:
+    """The exchange between processes of one machine, which DeepSpeed builds where it is not there yet; half a minute."""
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    with building(Path(_get_build_directory(builder.NAME, verbose=False))):
+        build_shm_op()
 
 
 def _time_communication(clock: StepClock) -> None:
