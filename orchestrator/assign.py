@@ -27,6 +27,8 @@ class Sources:
     base: Path
     tokenizer: Path
     parent_adapter: Path | None
+    base_tokens: int | None
+    """Before any were added; None where none were."""
     exchange: Exchange
     """How it comes to where the stage runs."""
 
@@ -41,7 +43,9 @@ def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage)
     trained = plan.parent(planned, TrainStage)
     base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
     adapter = trained.folder / "adapter" if trained else None
-    return Sources(base, tokenizer, adapter, exchange_of(root, plan, planned))
+    vocabulary = plan.parent(planned, VocabularyStage)
+    base_tokens = vocabulary.record.results["base_tokens"] if vocabulary and vocabulary.record else None
+    return Sources(base, tokenizer, adapter, base_tokens, exchange_of(root, plan, planned))
 
 
 def data_sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
@@ -49,7 +53,7 @@ def data_sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedS
     vocabulary = plan.parent(planned, VocabularyStage)
     parents = [vocabulary.folder.name] if vocabulary else []
     base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
-    return Sources(base, tokenizer, None, Exchange.of(root, planned.folder.name, parents))
+    return Sources(base, tokenizer, None, None, Exchange.of(root, planned.folder.name, parents))
 
 
 def _base_and_tokenizer(inputs: Inputs, plan: Plan, planned: PlannedStage) -> tuple[Path, Path]:
@@ -128,6 +132,7 @@ def training(
         base=sources.base,
         tokenizer=sources.tokenizer,
         parent_adapter=sources.parent_adapter,
+        base_tokens=sources.base_tokens,
         rows=rows[0],
         held_out=held_out,
         folder=planned.folder,

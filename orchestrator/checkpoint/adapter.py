@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, write_manifest
 from orchestrator.contents import TOKENIZER_FILES
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import lora_config
+from orchestrator.model.adapters import ROWS_NAME, lora_config
+from orchestrator.model.loading import load_config
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.store import sync_files, sync_folder
 
@@ -33,7 +34,7 @@ def write_adapter(
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-    lora_config(adaptation, base).save_pretrained(str(temporary))
+    lora_config(adaptation, base, _new_rows(tensors, base)).save_pretrained(str(temporary))
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, temporary / name)
@@ -46,6 +47,15 @@ def write_adapter(
     sync_files(temporary)
     temporary.rename(folder)
     sync_folder(folder.parent)
+
+
+def _new_rows(tensors: dict[str, torch.Tensor], base: Path) -> range | None:
+    """Which rows of the base's tables an adapter holds without the rest: the last ones."""
+    counts = {len(tensor) for key, tensor in tensors.items() if key.endswith(f".{ROWS_NAME}")}
+    if not counts:
+        return None
+    (count,), rows = counts, load_config(base).vocab_size
+    return range(rows - count, rows)
 
 
 def verify_written(path: Path, expected: dict[str, torch.Tensor]) -> None:

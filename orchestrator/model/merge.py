@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.contents import weight_files
 from orchestrator.errors import ModelError
+from orchestrator.model.adapters import ROWS_NAME
 from orchestrator.plan.adaptation import Adaptation
 
 _PREFIX = "base_model.model."
@@ -46,6 +47,10 @@ def _merged(key: str, tensor: Tensor, adapter: Mapping[str, Tensor], adaptation:
         unused.discard(whole)
         return adapter[whole].to(tensor.dtype)
     stem = _PREFIX + key.removesuffix(".weight")
+    if (rows := f"{stem}.{ROWS_NAME}") in adapter:
+        unused.discard(rows)
+        new = adapter[rows].to(tensor.dtype)
+        return torch.cat([tensor[: len(tensor) - len(new)], new])
     first, second = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
     if first not in adapter:
         return tensor

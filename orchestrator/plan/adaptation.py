@@ -1,13 +1,13 @@
 """What differs from the base after each stage, as far as the recipe alone says it.
 
 Each stage's adapter is cumulative: it holds the LoRA factors of this and earlier stages, and the embedding and head
-where any of them trained it.
+where any of them trained it: the whole of it, or the rows of the tokens that were added, where no stage trained more.
 """
 
 from dataclasses import dataclass, field
 
 from orchestrator.errors import RecipeError
-from orchestrator.schema import Lora, Recipe, TrainStage
+from orchestrator.schema import Lora, Recipe, TrainStage, VocabularyStage
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Adaptation:
     modules_to_save: tuple[str, ...] = ()
     trained_lora: tuple[str, ...] = ()
     trained_modules: tuple[str, ...] = ()
+    rows_to_save: tuple[str, ...] = ()
+    """Modules of which it holds the added rows alone."""
+    trained_rows: tuple[str, ...] = ()
+    """Modules of which this stage trains the added rows alone."""
     dropout: float = 0.0
     """Of the LoRA that this stage trains."""
 
@@ -37,9 +41,17 @@ def adaptations(recipe: Recipe) -> dict[str, Adaptation]:
     before = Adaptation()
     origin: dict[str, str] = {}
     problems: list[str] = []
+    adds_tokens = False
     for name, stage in recipe.stages.items():
+        if isinstance(stage, VocabularyStage):
+            adds_tokens = stage.merge != "none"
         if isinstance(stage, TrainStage):
             problems += _conflicts(name, stage.lora, before, origin)
+            if stage.new_rows and not adds_tokens:
+                problems.append(
+                    f"stages.{name}.new_rows: no stage before it adds tokens; put a vocabulary stage there, "
+                    "or train modules_to_save"
+                )
             before = found[name] = _after(before, stage)
             origin = {target: origin.get(target, name) for target in before.lora}
     if problems:
@@ -50,12 +62,15 @@ def adaptations(recipe: Recipe) -> dict[str, Adaptation]:
 def _after(before: Adaptation, stage: TrainStage) -> Adaptation:
     lora = stage.lora
     new = {target: LoraShape(lora.rank, lora.alpha) for target in lora.targets} if lora else {}
-    saved = before.modules_to_save
+    saved = tuple(dict.fromkeys(before.modules_to_save + stage.modules_to_save))
+    rows = dict.fromkeys(before.rows_to_save + stage.new_rows)
     return Adaptation(
         lora={**before.lora, **new},
-        modules_to_save=saved + tuple(module for module in stage.modules_to_save if module not in saved),
+        modules_to_save=saved,
         trained_lora=tuple(new),
         trained_modules=stage.modules_to_save,
+        rows_to_save=tuple(module for module in rows if module not in saved),
+        trained_rows=stage.new_rows,
         dropout=lora.dropout if lora else 0.0,
     )
 

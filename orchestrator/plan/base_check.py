@@ -102,7 +102,9 @@ def _without_vocabulary_stage(trained: dict[str, TrainStage], base: Path | Rando
         return [
             f"base_model: a random base gets its tokenizer from a vocabulary stage, and there is none; {_KEEP_VOCABULARY}"
         ]
-    if _config(base).get("tie_word_embeddings", False) and any(stage.modules_to_save for stage in trained.values()):
+    if _config(base).get("tie_word_embeddings", False) and any(
+        stage.modules_to_save or stage.new_rows for stage in trained.values()
+    ):
         return [
             f"base_model: its head is tied to its embedding, so neither trains alone; {_KEEP_VOCABULARY}, and unties the two"
         ]

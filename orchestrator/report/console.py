@@ -149,7 +149,8 @@ def what_learns(planned: PlannedStage) -> str:
                 if stage.lora
                 else ""
             )
-            return " + ".join(part for part in (lora, ", ".join(stage.modules_to_save)) if part)
+            rows = f"new rows of {', '.join(stage.new_rows)}" if stage.new_rows else ""
+            return " + ".join(part for part in (lora, ", ".join(stage.modules_to_save), rows) if part)
 
 
 def artifacts(planned: PlannedStage) -> list[Path]:

@@ -70,6 +70,9 @@ class TrainStage(Schema):
     lora: Lora | None = None
     modules_to_save: tuple[SavedModule, ...] = ()
     """Modules trained in full."""
+    new_rows: tuple[SavedModule, ...] = ()
+    """Modules of which only the rows learn that the vocabulary stage added: a fraction of the gradients, optimizer state and
+    adapter of the whole. The other rows stay what they are."""
 
     global_batch_size: PositiveInt
     """Sequences per optimizer step, over all workers; a packed one holds several instructions."""
@@ -88,8 +91,10 @@ class TrainStage(Schema):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainStage":
-        if self.lora is None and not self.modules_to_save:
-            raise ValueError("nothing to train; give `lora`, `modules_to_save`, or both")
+        if self.lora is None and not self.modules_to_save and not self.new_rows:
+            raise ValueError("nothing to train; give `lora`, `modules_to_save` or `new_rows`")
+        if both := sorted(set(self.modules_to_save) & set(self.new_rows)):
+            raise ValueError(f"{both[0]} is in modules_to_save and in new_rows; train all of its rows, or the new ones")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either `steps` or `epochs`")
         if self.global_batch_size % self.resources.micro_batch_size:

@@ -28,6 +28,8 @@ class TrainAssignment:
     base: Path
     tokenizer: Path
     parent_adapter: Path | None
+    base_tokens: int | None
+    """Rows of the tables before those of the tokens that were added; None where none were."""
     rows: Path
     """Prepared data to learn from."""
     held_out: tuple[HeldOut, ...]

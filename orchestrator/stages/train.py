@@ -16,7 +16,7 @@ from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
-from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
+from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, count_parameters, load_tensors
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import leave_file, load_model
@@ -146,7 +146,7 @@ def build_model(assignment: TrainAssignment) -> SummedLoss:
     if not torch.cuda.is_available():
         use_cpu_attention(model)
         leave_file(model)
-    attach(model, assignment.adaptation, assignment.seed)
+    attach(model, assignment.adaptation, assignment.seed, assignment.base_tokens)
     if assignment.parent_adapter:
         load_tensors(model, read_adapter(assignment.parent_adapter, assignment.base, assignment.tokenizer))
     if assignment.stage.resources.gradient_checkpointing:
@@ -242,8 +242,9 @@ def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbe
 def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: int) -> None:
     """All ranks gather, rank 0 writes."""
     prefix = "model."
-    keys = {prefix + name: key for name, key in adapter_parameters(model.model, assignment.adaptation).items()}
-    tensors = {keys[name]: tensor for name, tensor in engine.parameters(list(keys)) if rank == 0}
+    names = [prefix + name for name in adapter_parameters(model.model, assignment.adaptation)]
+    parameters = {name.removeprefix(prefix): tensor for name, tensor in engine.parameters(names) if rank == 0}
     if rank == 0:
+        tensors = adapter_tensors(parameters, assignment.adaptation, assignment.base_tokens)
         folder: Path = assignment.folder / "adapter"
         write_adapter(folder, tensors, assignment.adaptation, assignment.origin, assignment.base, assignment.tokenizer)

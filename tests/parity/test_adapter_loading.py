@@ -22,7 +22,7 @@ from orchestrator.contents import TOKENIZER_FILES, base_model_hash, tokenizer_ha
 from orchestrator.data.batches import evaluation_batches
 from orchestrator.data.rows import PreparedRows
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, load_tensors
+from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, count_parameters, load_tensors
 from orchestrator.model.loading import load_model
 from orchestrator.plan.adaptation import Adaptation, LoraShape
 
@@ -34,7 +34,14 @@ STAGES = {
     "attention": Adaptation(ATTENTION, BOTH, tuple(ATTENTION), BOTH),
     # Two ranks in one folder: the factors of the stage before, frozen, and new ones.
     "instruct": Adaptation({**ATTENTION, **MLP}, BOTH, tuple(MLP), BOTH),
+    # Another pipeline, of tables whose new rows learn: by themselves, with LoRA, frozen, and of a whole that learned before.
+    "rows": Adaptation(rows_to_save=BOTH, trained_rows=BOTH),
+    "rows_and_lora": Adaptation(ATTENTION, trained_lora=tuple(ATTENTION), rows_to_save=BOTH, trained_rows=("lm_head",)),
+    "whole_after_rows": Adaptation(ATTENTION, BOTH[:1], trained_modules=BOTH[:1], rows_to_save=BOTH[1:]),
+    "rows_of_a_whole": Adaptation(ATTENTION, BOTH[:1], rows_to_save=BOTH[1:], trained_rows=BOTH[:1]),
 }
+BASE_TOKENS = 400
+"""Of the base's 512; the others pass for new ones."""
 LAYERS = 2
 SHAPES = {
     "q_proj": (64, 64),
@@ -97,8 +104,9 @@ def written(base, origin, input_ids, tmp_path_factory) -> dict[tuple[str, str], 
     for precision, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
         earlier: dict[str, Tensor] = {}
         for name, adaptation in STAGES.items():
+            earlier = {} if name == "rows" else earlier
             model = trained(base, precision, adaptation, earlier, input_ids)
-            earlier = adapter_tensors(model, adaptation)
+            earlier = tensors_of(model, adaptation)
             place = folder / f"{name}-{dtype}"
             write_adapter(place / "adapter", earlier, adaptation, origin, base, base)
             found[name, precision] = Written(place / "adapter", earlier, logits_of(model, input_ids))
@@ -122,7 +130,7 @@ def stock_logits(base, written, input_ids, tmp_path_factory) -> dict[tuple[str, 
 def trained(base: Path, precision: str, adaptation: Adaptation, earlier: dict[str, Tensor], ids: Tensor) -> PreTrainedModel:
     """A few steps of plain torch from what the stage before left."""
     model = load_model(base, precision)
-    attach(model, adaptation, seed=7)
+    attach(model, adaptation, 7, BASE_TOKENS)
     load_tensors(model, earlier)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-2)
@@ -134,10 +142,10 @@ def trained(base: Path, precision: str, adaptation: Adaptation, earlier: dict[st
     return model
 
 
-def adapter_tensors(model: PreTrainedModel, adaptation: Adaptation) -> dict[str, Tensor]:
+def tensors_of(model: PreTrainedModel, adaptation: Adaptation) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
-    keys = adapter_parameters(model, adaptation)
-    return {key: parameters[name].detach().clone() for name, key in keys.items()}
+    named = {name: parameters[name].detach().clone() for name in adapter_parameters(model, adaptation)}
+    return adapter_tensors(named, adaptation, BASE_TOKENS)
 
 
 @torch.no_grad()
@@ -149,6 +157,9 @@ def expected_shapes(adaptation: Adaptation) -> dict[str, tuple[int, int]]:
     """What PEFT's format calls each tensor, written out."""
     names = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
     shapes = {f"base_model.model.{names[module]}.weight": (VOCABULARY, HIDDEN) for module in adaptation.modules_to_save}
+    for module in adaptation.rows_to_save:
+        key = f"base_model.model.{names[module]}.token_adapter.trainable_tokens_delta"
+        shapes[key] = (VOCABULARY - BASE_TOKENS, HIDDEN)
     for layer in range(LAYERS):
         for target, shape in adaptation.lora.items():
             block = "self_attn" if target in ATTENTION else "mlp"
@@ -186,7 +197,9 @@ def test_the_configuration_says_what_the_file_holds(written, base, stage):
     config = json.loads((written[stage, "fp32"].folder / "adapter_config.json").read_text())
     adaptation = STAGES[stage]
     assert config["base_model_name_or_path"] == str(base)
-    assert tuple(config["modules_to_save"]) == adaptation.modules_to_save
+    assert tuple(config["modules_to_save"] or ()) == adaptation.modules_to_save
+    rows = {module: list(range(BASE_TOKENS, VOCABULARY)) for module in adaptation.rows_to_save}
+    assert (config["trainable_token_indices"] or {}) == rows
     scales = {name: config["alpha_pattern"].get(name, config["lora_alpha"]) for name in adaptation.lora}
     ranks = {name: config["rank_pattern"].get(name, config["r"]) for name in adaptation.lora}
     assert {name: LoraShape(ranks[name], scales[name]) for name in adaptation.lora} == adaptation.lora
@@ -197,7 +210,7 @@ def test_the_configuration_says_what_the_file_holds(written, base, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_holds_no_second_copy_of_embedding_and_head(base, stage):
     model = load_model(base, "fp32")
-    attach(model, STAGES[stage], seed=7)
+    attach(model, STAGES[stage], 7, BASE_TOKENS)
     assert not any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())
     factors = [shape for key, shape in expected_shapes(STAGES[stage]).items() if "lora_" in key]
     _, total = count_parameters(model)
@@ -209,9 +222,23 @@ def test_the_next_stage_goes_on_from_every_tensor(base, written):
     attach(model, STAGES["instruct"], seed=8)
     adapter = written["attention", "fp32"]
     load_tensors(model, read_adapter(adapter.folder, base, base))
-    now = adapter_tensors(model, STAGES["instruct"])
+    now = tensors_of(model, STAGES["instruct"])
     assert set(adapter.tensors) < set(now)
     assert all(torch.equal(now[key], tensor) for key, tensor in adapter.tensors.items())
+
+
+def test_rows_that_stay_are_those_of_the_base(base, written):
+    table = "base_model.model.model.embed_tokens.weight"
+    rows = {name: written[name, "fp32"].tensors for name in ("rows", "rows_and_lora", "whole_after_rows", "rows_of_a_whole")}
+    new = table.replace("weight", "token_adapter.trainable_tokens_delta")
+    # Frozen in the second stage, learned as a whole in the third, and from there the new ones alone.
+    assert torch.equal(rows["rows"][new], rows["rows_and_lora"][new])
+    whole, last = rows["whole_after_rows"][table], rows["rows_of_a_whole"][table]
+    assert not torch.equal(
+        whole[:BASE_TOKENS], load_model(base, "fp32").state_dict()["model.embed_tokens.weight"][:BASE_TOKENS]
+    )
+    assert torch.equal(whole[:BASE_TOKENS], last[:BASE_TOKENS])
+    assert not torch.equal(whole[BASE_TOKENS:], last[BASE_TOKENS:])
 
 
 def test_a_tensor_that_the_stage_has_not_or_of_another_shape_is_refused(base, written):

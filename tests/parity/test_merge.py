@@ -17,7 +17,7 @@ from orchestrator.checkpoint.manifest import Origin
 from orchestrator.contents import base_model_hash, tokenizer_hash
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import adapter_parameters, attach
+from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach
 from orchestrator.model.loading import load_model
 from orchestrator.model.merge import write_merged
 from orchestrator.plan.adaptation import Adaptation, LoraShape
@@ -27,10 +27,13 @@ from orchestrator.stages.export import run_export
 
 ADAPTATION = Adaptation(
     lora={"q_proj": LoraShape(8, 32), "o_proj": LoraShape(8, 32), "down_proj": LoraShape(4, 4)},
-    modules_to_save=("embed_tokens", "lm_head"),
+    modules_to_save=("embed_tokens",),
     trained_lora=("down_proj",),
-    trained_modules=("embed_tokens", "lm_head"),
+    trained_modules=("embed_tokens",),
+    rows_to_save=("lm_head",),
 )
+BASE_TOKENS = 400
+"""Of 512 rows of the head those before the ones that the adapter holds."""
 ADAPTED = ("q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head")
 IDS = torch.arange(96).reshape(2, 48)
 SHARDS = pytest.mark.parametrize(("max_shard_bytes", "num_shards"), [(1 << 30, 1), (150_000, 4)])
@@ -60,10 +63,11 @@ def random_adapter(base: Path, folder: Path, precision: str) -> dict[str, Tensor
     attach(model, ADAPTATION, seed=7)
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(8)
-    tensors = {}
-    for name, key in adapter_parameters(model, ADAPTATION).items():
+    noisy = {}
+    for name in adapter_parameters(model, ADAPTATION):
         noise = torch.randn(parameters[name].shape, generator=generator) * 0.05
-        tensors[key] = (parameters[name].detach() + noise.to(parameters[name].dtype)).contiguous()
+        noisy[name] = (parameters[name].detach() + noise.to(parameters[name].dtype)).contiguous()
+    tensors = adapter_tensors(noisy, ADAPTATION, BASE_TOKENS)
     origin = Origin("instruct", "f" * 64, {}, "tiny", base_model_hash(base), tokenizer_hash(base), 3)
     write_adapter(folder, tensors, ADAPTATION, origin, base, base)
     return tensors

@@ -75,7 +75,9 @@ BAD_VALUES = {
     ),
     "stages.export.kind=exprt": "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'export'",
     "stages.instruct.epochs=1": "stages.instruct: give either `steps` or `epochs`",
-    "stages.embeddings.modules_to_save=[]": ("stages.embeddings: nothing to train; give `lora`, `modules_to_save`, or both"),
+    "stages.embeddings.modules_to_save=[]": (
+        "stages.embeddings: nothing to train; give `lora`, `modules_to_save` or `new_rows`"
+    ),
 }
 
 

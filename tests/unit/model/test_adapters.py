@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.errors import RecipeError
-from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, lora_config
+from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, count_parameters, lora_config
 from orchestrator.plan.adaptation import Adaptation, LoraShape
 
 BOTH = ("embed_tokens", "lm_head")
@@ -43,7 +43,7 @@ def test_only_what_the_stage_declares_requires_gradients(model):
 
 def test_an_adapter_holds_what_earlier_stages_trained_as_well(model):
     attach(model, SECOND_STAGE, seed=1)
-    held = set(adapter_parameters(model, SECOND_STAGE).values())
+    held = set(adapter_tensors(dict.fromkeys(adapter_parameters(model, SECOND_STAGE), torch.ones(1)), SECOND_STAGE))
     stems = [f"model.layers.{n}.{name}" for n in (0, 1) for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]
     names = [*(f"{stem}.lora_{factor}" for stem in stems for factor in "AB"), "model.embed_tokens", "lm_head"]
     assert held == {f"base_model.model.{name}.weight" for name in names}
