@@ -10,11 +10,10 @@ from orchestrator.checkpoint.manifest import Origin
 from orchestrator.contents import base_model_hash, tokenizer_hash
 from orchestrator.data.choice import Choice, Split
 from orchestrator.data.part import Preparation
-from orchestrator.plan.adaptation import adaptations
 from orchestrator.plan.inputs import Inputs
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import HeldOutShare, RandomBase, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import HeldOutShare, RandomBase, Recipe, TrainStage
 from orchestrator.stages.assignment import ExportAssignment, HeldOut, TrainAssignment
 from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
@@ -39,26 +38,23 @@ def exchange_of(root: RunRoot, plan: Plan, planned: PlannedStage) -> Exchange:
 
 
 def sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
-    """Base and tokenizer of the vocabulary stage, or the user's own, and the adapter of the training stage before."""
-    trained = plan.parent(planned, TrainStage)
-    base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
-    adapter = trained.folder / "adapter" if trained else None
-    vocabulary = plan.parent(planned, VocabularyStage)
-    base_tokens = vocabulary.record.results["base_tokens"] if vocabulary and vocabulary.record else None
+    """The model and tokenizer that an earlier stage left, or the user's own, and what was learned on it before."""
+    base_stage, learned = plan.base_of(planned), plan.learned_before(planned)
+    base, tokenizer = base_stage.base_folders if base_stage else _own_base(inputs)
+    adapter = learned.folder / "adapter" if learned else None
+    base_tokens = base_stage.record.results.get("base_tokens") if base_stage and base_stage.record else None
     return Sources(base, tokenizer, adapter, base_tokens, exchange_of(root, plan, planned))
 
 
 def data_sources_of(root: RunRoot, inputs: Inputs, plan: Plan, planned: PlannedStage) -> Sources:
     """The same for its data alone, which needs nothing of what is learned before."""
-    vocabulary = plan.parent(planned, VocabularyStage)
-    parents = [vocabulary.folder.name] if vocabulary else []
-    base, tokenizer = _base_and_tokenizer(inputs, plan, planned)
+    found = plan.tokenizer_of(planned)
+    parents = [found.folder.name] if found else []
+    base, tokenizer = found.base_folders if found else _own_base(inputs)
     return Sources(base, tokenizer, None, None, Exchange.of(root, planned.folder.name, parents))
 
 
-def _base_and_tokenizer(inputs: Inputs, plan: Plan, planned: PlannedStage) -> tuple[Path, Path]:
-    if vocabulary := plan.parent(planned, VocabularyStage):
-        return vocabulary.folder / "base", vocabulary.folder / "tokenizer"
+def _own_base(inputs: Inputs) -> tuple[Path, Path]:
     assert not isinstance(inputs.base, RandomBase)
     return inputs.base, inputs.base
 
@@ -117,18 +113,11 @@ def training(
     """The assignment of a training stage; `rows` is the prepared data and how many rows it has."""
     stage = _training_stage(planned)
     num_steps = stage.steps or math.ceil((stage.epochs or 0) * rows[1] / stage.global_batch_size)
-    origin = Origin(
-        stage=planned.name,
-        fingerprint=planned.fingerprint,
-        parents=planned.parents,
-        base_name=str(sources.base),
-        base_hash=base_model_hash(sources.base),
-        tokenizer_hash=tokenizer_hash(sources.tokenizer),
-        step=num_steps,
-    )
+    origin = _origin(planned, sources, num_steps)
+    assert planned.adaptation
     return TrainAssignment(
         stage=stage,
-        adaptation=adaptations(recipe)[planned.name],
+        adaptation=planned.adaptation,
         base=sources.base,
         tokenizer=sources.tokenizer,
         parent_adapter=sources.parent_adapter,
@@ -151,18 +140,35 @@ def training(
     )
 
 
-def exporting(recipe: Recipe, sources: Sources, plan: Plan, planned: PlannedStage) -> ExportAssignment:
-    """The assignment of an export stage: the last training stage's adapter."""
-    trained = plan.parent(planned, TrainStage)
-    assert trained
-    assert sources.parent_adapter
+def exporting(recipe: Recipe, sources: Sources, planned: PlannedStage) -> ExportAssignment:
+    """The assignment of an export or a merge: the last model, and the adapter that was learned on it, where one was."""
     return ExportAssignment(
         base=sources.base,
         tokenizer=sources.tokenizer,
         adapter=sources.parent_adapter,
-        adaptation=adaptations(recipe)[trained.name],
         folder=planned.folder,
         precision=recipe.precision,
+        origin=_origin(planned, sources, 0),
+    )
+
+
+def passed_on(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
+    """What a stage that leaves a model repeats of those that it was made from, which need not exist any more."""
+    results: dict[str, Any] = {}
+    for parent in (plan.base_of(planned), plan.learned_before(planned)):
+        results |= parent.record.results if parent and parent.record else {}
+    return {name: results[name] for name in ("base_tokens", "reference") if results.get(name)}
+
+
+def _origin(planned: PlannedStage, sources: Sources, num_steps: int) -> Origin:
+    return Origin(
+        stage=planned.name,
+        fingerprint=planned.fingerprint,
+        parents=planned.parents,
+        base_name=str(sources.base),
+        base_hash=base_model_hash(sources.base),
+        tokenizer_hash=tokenizer_hash(sources.tokenizer),
+        step=num_steps,
     )
 
 
@@ -171,8 +177,7 @@ def reference(plan: Plan, planned: PlannedStage, results: dict[str, Any], held_o
 
     Where the text is another than that stage's, the numbers before this stage are the nearest there is.
     """
-    trained = plan.parent(planned, TrainStage)
-    earlier = trained.record.results["reference"] if trained and trained.record else {}
+    earlier = passed_on(plan, planned).get("reference", {})
     found = {}
     for text in held_out:
         own = {**results["held_out"][text.name]["before"], "data": text.rows.name}

@@ -124,14 +124,19 @@ def json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def linear_layer_names(folder: Path) -> tuple[str, ...]:
-    """Last names of the matrices inside a base model's blocks, read from the headers of its files alone."""
+def linear_layers(folder: Path) -> tuple[str, ...]:
+    """Full names of the matrices inside a base model's blocks, block by block, read from the headers of its files alone."""
     names: set[str] = set()
     for name in weight_files(folder):
         for key, tensor in _safetensors_header(folder / name).items():
             if key != "__metadata__" and len(tensor["shape"]) == 2 and re.search(r"\.\d+\.", key):
-                names.add(key.removesuffix(".weight").rsplit(".", 1)[-1])
-    return tuple(sorted(names))
+                names.add(key.removesuffix(".weight"))
+    return tuple(sorted(names, key=lambda name: ([int(number) for number in re.findall(r"\.(\d+)\.", name)], name)))
+
+
+def has_biases(folder: Path) -> bool:
+    """Whether any layer of a base model has a bias."""
+    return any(key.endswith(".bias") for name in weight_files(folder) for key in _safetensors_header(folder / name))
 
 
 def tokenizer_hash(folder: Path) -> str:

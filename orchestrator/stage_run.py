@@ -27,7 +27,7 @@ from orchestrator.plan.record import Record, commit, read_record
 from orchestrator.publishing import Numbers, open_ledger
 from orchestrator.report.console import Console
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import ExportStage, MergeStage, Recipe, TrainStage, VocabularyStage
 from orchestrator.stages import bodies
 from orchestrator.stages.assignment import HeldOut, results_file
 from orchestrator.stages.exchange import DATA_NAME, Exchange
@@ -82,7 +82,9 @@ def run_stage(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, lea
             case TrainStage():
                 results = _run_train(run, plan, planned, devices, Overseer(ledger, run.console.warn, lease.check))
             case ExportStage():
-                results = _run_export(run, plan, planned)
+                results = _run_export(run, plan, planned, bodies.export_body)
+            case MergeStage():
+                results = _run_export(run, plan, planned, bodies.merge_body) | assign.passed_on(plan, planned)
         ledger.write("finish", step=results.get("steps", 0))
     lease.check()
     results = {**results, **_history(planned), "seconds": time.monotonic() - started}
@@ -204,7 +206,11 @@ def _run_train(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, ov
         sources.exchange.collect()
         run.root.fetch_file(f"{planned.folder.name}/{METRICS_NAME}")
     results = read_json(results_file(planned.folder))
-    complete = {**results, "reference": assign.reference(plan, planned, results, held_out)}
+    complete = {
+        **assign.passed_on(plan, planned),
+        **results,
+        "reference": assign.reference(plan, planned, results, held_out),
+    }
     _warn_if_forgotten(run, planned, complete)
     return complete
 
@@ -242,10 +248,10 @@ def _warn_if_forgotten(run: Run, planned: PlannedStage, results: dict[str, Any])
         )
 
 
-def _run_export(run: Run, plan: Plan, planned: PlannedStage) -> dict[str, Any]:
+def _run_export(run: Run, plan: Plan, planned: PlannedStage, body: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     sources = assign.sources_of(run.root, run.inputs, plan, planned)
-    assignment = assign.exporting(run.recipe, sources, plan, planned)
-    return _run_body(sources.exchange, bodies.export_body, planned.stage, assignment)
+    assignment = assign.exporting(run.recipe, sources, planned)
+    return _run_body(sources.exchange, body, planned.stage, assignment)
 
 
 def _run_body(exchange: Exchange, body: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ HOMES = {
     "deepspeed": ("orchestrator/engine/engine.py",),
     "ray": ("orchestrator/cluster/", "orchestrator/data/"),
     "wandb": ("orchestrator/tracking/",),
-    "peft": ("orchestrator/model/adapters.py",),
+    "peft": ("orchestrator/model/adapters/",),
     "kubernetes": ("orchestrator/rayjob/",),
     "sentencepiece": ("orchestrator/vocabulary/",),
 }

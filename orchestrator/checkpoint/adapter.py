@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, write_manifest
 from orchestrator.contents import TOKENIZER_FILES
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import ROWS_NAME, lora_config
+from orchestrator.model.adapters import ROWS_NAME, peft_config
 from orchestrator.model.loading import load_config
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.store import sync_files, sync_folder
@@ -34,7 +34,7 @@ def write_adapter(
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-    lora_config(adaptation, base, _new_rows(tensors, base)).save_pretrained(str(temporary))
+    peft_config(adaptation, base, _new_rows(tensors, base)).save_pretrained(str(temporary))
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, temporary / name)

@@ -46,9 +46,9 @@ class Engine:
 
     def __init__(self, model: nn.Module, settings: EngineSettings) -> None:
         self._settings = settings
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = torch.cuda.is_available()
-        optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        self._rate_factors, groups = _groups(model, settings)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=True)
         if not on_gpu:
             _build_op()
         # The engine's attributes come from many mixins, and its annotations say too little to check against.
@@ -84,8 +84,8 @@ class Engine:
         # What was exchanged between two steps, or before the first, is no part of this one.
         self._clock.forget("communication")
         self._engine.train()
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, factor in zip(self._engine.optimizer.param_groups, self._rate_factors, strict=True):
+            group["lr"] = factor * learning_rate
         scale_was_least = self._loss_scale.is_least
         loss, norm, norms = self._update(batch, step, inspect)
         total, wishes = self._agree(loss, wishes)
@@ -139,6 +139,13 @@ class Engine:
             # Each rank has a slice; gathering one at a time needs no room for the whole model.
             with GatheredParameters([parameter]):
                 yield name, parameter.detach().cpu().clone()
+
+    def layout(self) -> dict[str, Tensor]:
+        """Each parameter's whole shape and its dtype, on the meta device."""
+        return {
+            name: torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
+            for name, parameter in self._parameters.items()
+        }
 
     def frozen_checksums(self) -> dict[str, int]:
         """A checksum of each frozen parameter, or of this rank's part of it."""
@@ -225,6 +232,15 @@ class Engine:
         if parameter.grad is None:
             raise TrainingError(f"{name} is declared trainable but got no gradient; is it used in the forward?")
         return parameter.grad
+
+
+def _groups(model: nn.Module, settings: EngineSettings) -> tuple[list[float], list[dict[str, Any]]]:
+    """What learns, as Adam groups it by how fast, and how fast each group does."""
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_factor.setdefault(settings.faster.get(name, 1.0), []).append(parameter)
+    return list(by_factor), [{"params": parameters} for parameters in by_factor.values()]
 
 
 def _build_op() -> None:

@@ -1,6 +1,7 @@
 """What goes into the engine and what comes out of it: plain values, of which the loop and its hooks are told."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,8 @@ class EngineSettings:
     max_gradient_norm: float
     seed: int = 0
     """Of dropout."""
+    faster: Mapping[str, float] = field(default_factory=dict)
+    """How many times the learning rate of the others some parameters have, by name."""
 
 
 @dataclass(frozen=True)

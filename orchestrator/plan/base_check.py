@@ -5,10 +5,13 @@ And whether its files are only read when it is loaded: it may come from anywhere
 
 from pathlib import Path
 
-from orchestrator.contents import json_object, linear_layer_names
-from orchestrator.schema import RandomBase, Recipe, TrainStage, VocabularyStage
+from orchestrator.contents import has_biases, json_object, linear_layers
+from orchestrator.errors import RecipeError
+from orchestrator.plan.adaptation import adaptations
+from orchestrator.plan.targets import TABLES, ends_in
+from orchestrator.schema import BitFit, FullFineTuning, Lora, Method, RandomBase, Recipe, TrainStage, VocabularyStage
 
-_LLAMA_LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+_LLAMA_LAYERS = {"mlp": ("down_proj", "gate_proj", "up_proj"), "self_attn": ("k_proj", "o_proj", "q_proj", "v_proj")}
 _KEEP_VOCABULARY = "keep a vocabulary stage; with merge: none it leaves the tokenizer as it is"
 
 
@@ -17,7 +20,7 @@ def problems_with_base(recipe: Recipe, base: Path | RandomBase) -> list[str]:
     if isinstance(base, Path) and (unsafe := unsafe_files(base)):
         return [f"base_model: {problem}" for problem in unsafe]
     trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
-    found = [*_unknown_targets(trained, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
+    found = [*_misfits(recipe, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
     if not any(isinstance(stage, VocabularyStage) for stage in recipe.stages.values()):
         found += _without_vocabulary_stage(trained, base)
     return found
@@ -67,14 +70,41 @@ def _other_weights(folder: Path) -> list[str]:
     return found
 
 
-def _unknown_targets(trained: dict[str, TrainStage], base: Path | RandomBase) -> list[str]:
-    layers = _LLAMA_LAYERS if isinstance(base, RandomBase) else linear_layer_names(base)
-    return [
-        f"stages.{name}.lora.targets: {target} names no linear layer of this model; choose from {', '.join(layers)}"
-        for name, stage in trained.items()
-        for target in (stage.lora.targets if stage.lora else ())
-        if target not in layers
+def layers_of(base: Path | RandomBase) -> tuple[str, ...]:
+    """Full names of the linear layers in the blocks."""
+    if isinstance(base, Path):
+        return linear_layers(base)
+    return tuple(
+        f"model.layers.{number}.{part}.{name}"
+        for number in range(base.num_layers)
+        for part, names in _LLAMA_LAYERS.items()
+        for name in names
+    )
+
+
+def _misfits(recipe: Recipe, base: Path | RandomBase) -> list[str]:
+    """Methods that fit the model not, or each other."""
+    found: list[str] = []
+    try:
+        adaptations(recipe, layers_of(base))
+    except RecipeError as error:
+        found += error.problems
+    biases = isinstance(base, Path) and has_biases(base)
+    found += [
+        f"stages.{name}.method: {word} trains biases, and this model has none; choose another method"
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, TrainStage) and not biases and (word := _trains_biases(stage.method))
     ]
+    return found
+
+
+def _trains_biases(method: Method | None) -> str:
+    match method:
+        case BitFit():
+            return "bitfit"
+        case Lora(bias="all" | "lora_only"):
+            return f"bias: {method.bias}"
+    return ""
 
 
 def _long_blocks(trained: dict[str, TrainStage], base: Path | RandomBase) -> list[str]:
@@ -102,13 +132,17 @@ def _without_vocabulary_stage(trained: dict[str, TrainStage], base: Path | Rando
         return [
             f"base_model: a random base gets its tokenizer from a vocabulary stage, and there is none; {_KEEP_VOCABULARY}"
         ]
-    if _config(base).get("tie_word_embeddings", False) and any(
-        stage.modules_to_save or stage.new_rows for stage in trained.values()
-    ):
+    if _config(base).get("tie_word_embeddings", False) and any(_trains_tables(stage) for stage in trained.values()):
         return [
             f"base_model: its head is tied to its embedding, so neither trains alone; {_KEEP_VOCABULARY}, and unties the two"
         ]
     return []
+
+
+def _trains_tables(stage: TrainStage) -> bool:
+    adapted = isinstance(stage.method, Lora) and not isinstance(stage.method.targets, str) and stage.method.targets
+    named = [table for table in TABLES for target in adapted or () if ends_in(table, target)]
+    return bool(stage.modules_to_save or stage.new_rows or named or isinstance(stage.method, FullFineTuning))
 
 
 def _config(base: Path) -> dict:

@@ -14,11 +14,12 @@ from orchestrator.contents import (
     tokenizer_hash,
 )
 from orchestrator.errors import DataError, OrchestratorError, RecipeError
-from orchestrator.plan.base_check import problems_with_base
+from orchestrator.plan.base_check import layers_of, problems_with_base
 from orchestrator.plan.plan import Contents
 from orchestrator.schema import (
     ExportStage,
     HeldOutShare,
+    MergeStage,
     RandomBase,
     Recipe,
     Stage,
@@ -105,7 +106,7 @@ def _base(recipe: Recipe) -> tuple[Path | RandomBase, tuple[DataFile, ...]]:
 
 def _stage_data(name: str, stage: Stage, recipe: Recipe) -> tuple[DataFile, ...]:
     """The stage's own sources, or the recipe's; nothing for a stage that reads none."""
-    if isinstance(stage, ExportStage) or (stage.kind == "vocabulary" and stage.sentencepiece_model):
+    if isinstance(stage, ExportStage | MergeStage) or (stage.kind == "vocabulary" and stage.sentencepiece_model):
         return ()
     if stage.kind == "vocabulary" and stage.merge == "none":
         return ()
@@ -158,5 +159,5 @@ def _contents(
     hashes = {name: data_hash(files) for name, files in data.items()}
     if isinstance(base, RandomBase):
         recipe_of_base = [base.model_dump(mode="json", exclude={"text"}), data_hash(base_text)]
-        return Contents(sha256_value(recipe_of_base), sha256_value(recipe_of_base), hashes, model)
-    return Contents(base_model_hash(base), tokenizer_hash(base), hashes, model)
+        return Contents(sha256_value(recipe_of_base), sha256_value(recipe_of_base), hashes, model, layers_of(base))
+    return Contents(base_model_hash(base), tokenizer_hash(base), hashes, model, layers_of(base))

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import RecipeError
-from orchestrator.plan.adaptation import adaptations
+from orchestrator.plan.adaptation import Adaptation, adaptations
 from orchestrator.plan.checkpoints import checkpoint_steps
 from orchestrator.plan.explain import why_new
 from orchestrator.plan.record import Record, read_record
 from orchestrator.plan.selection import selected_stages
-from orchestrator.schema import ExportStage, HeldOutShare, Reading, Recipe, Stage, TrainStage, VocabularyStage
+from orchestrator.schema import (
+    ExportStage,
+    FullFineTuning,
+    HeldOutShare,
+    MergeStage,
+    Reading,
+    Recipe,
+    Stage,
+    TrainStage,
+    VocabularyStage,
+)
 from orchestrator.store import sha256_value
 
 IDENTITY_FORMAT = 1
@@ -35,13 +45,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Contents:
-    """Content hashes of what a recipe names outside itself."""
+    """Content hashes of what a recipe names outside itself, and the base's layers."""
 
     base_model: str
     base_tokenizer: str
     data: dict[str, str]
     """By stage, of each stage that reads data."""
     sentencepiece_model: str | None = None
+    linear_layers: tuple[str, ...] = ()
+    """Full names of those in the base's blocks."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,27 @@ class PlannedStage:
     state: State
     reason: str
     record: Record | None
+    adaptation: Adaptation | None = None
+    """Of a training stage."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it leaves a whole model, which later stages start from."""
+        return is_base(self.stage)
+
+    @property
+    def base_folders(self) -> tuple[Path, Path]:
+        """The model that it leaves, and its tokenizer."""
+        if isinstance(self.stage, VocabularyStage):
+            return self.folder / "base", self.folder / "tokenizer"
+        return self.folder / "model", self.folder / "model"
+
+
+def is_base(stage: Stage) -> bool:
+    """Whether a stage leaves a whole model, which later stages start from."""
+    return isinstance(stage, VocabularyStage | MergeStage) or (
+        isinstance(stage, TrainStage) and isinstance(stage.method, FullFineTuning)
+    )
 
 
 @dataclass(frozen=True)
@@ -78,16 +111,29 @@ class Plan:
     def named(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
 
-    def parent(self, planned: PlannedStage, kind: type) -> PlannedStage | None:
-        """The stage of a kind that this one is made from."""
-        parents = (self.named(name) for name in planned.parents)
-        return next((parent for parent in parents if isinstance(parent.stage, kind)), None)
+    def base_of(self, planned: PlannedStage) -> PlannedStage | None:
+        """The stage that left the model which this one starts from; None where that is the user's own."""
+        return next((parent for parent in self._parents(planned) if parent.is_base), None)
+
+    def learned_before(self, planned: PlannedStage) -> PlannedStage | None:
+        """The stage that left the adapter which this one goes on with."""
+        return next((parent for parent in self._parents(planned) if not parent.is_base), None)
+
+    def tokenizer_of(self, planned: PlannedStage) -> PlannedStage | None:
+        """A stage that left, or will leave, this one's tokenizer; one that is done, where there is any."""
+        before = [entry for entry in self.stages[: planned.number] if entry.is_base]
+        done = [entry for entry in before if entry.record]
+        vocabularies = [entry for entry in before if isinstance(entry.stage, VocabularyStage)]
+        return next(reversed(done), None) or next(iter(vocabularies), None)
+
+    def _parents(self, planned: PlannedStage) -> list[PlannedStage]:
+        return [self.named(name) for name in planned.parents]
 
 
 def make_plan(recipe: Recipe, contents: Contents, run_root: Path) -> Plan:
     """Plans a recipe; reads records below `run_root` and nothing else, and writes nothing."""
     selected = selected_stages(recipe.stage, tuple(recipe.stages))
-    adaptations(recipe)
+    adapted = adaptations(recipe, contents.linear_layers)
     _check_order(recipe)
     planned: list[PlannedStage] = []
     for number, (name, stage) in enumerate(recipe.stages.items()):
@@ -95,16 +141,23 @@ def make_plan(recipe: Recipe, contents: Contents, run_root: Path) -> Plan:
         identity = _identity(name, stage, recipe, contents, parents)
         fingerprint = sha256_value(identity)
         folder = run_root / f"{name}-{fingerprint[:12]}"
+        record, adaptation = read_record(folder), adapted.get(name)
         planned.append(
-            PlannedStage(number, name, stage, identity, fingerprint, parents, folder, State.SKIP, "", read_record(folder))
+            PlannedStage(number, name, stage, identity, fingerprint, parents, folder, State.SKIP, "", record, adaptation)
         )
     return Plan(_with_states(planned, selected))
 
 
 def _made_from(before: Sequence[PlannedStage]) -> list[PlannedStage]:
-    """The last vocabulary and the last training stage: the one has the base, the other what was learned on it."""
-    last = {entry.stage.kind: entry for entry in before if isinstance(entry.stage, VocabularyStage | TrainStage)}
-    return list(last.values())
+    """The last stage that left a model, and the last after it that learned something on that."""
+    base: PlannedStage | None = None
+    learned: PlannedStage | None = None
+    for entry in before:
+        if entry.is_base:
+            base, learned = entry, None
+        elif isinstance(entry.stage, TrainStage):
+            learned = entry
+    return [entry for entry in (base, learned) if entry]
 
 
 def _identity(name: str, stage: Stage, recipe: Recipe, contents: Contents, parents: dict[str, str]) -> dict[str, Any]:
@@ -154,7 +207,7 @@ def _to_do(entry: PlannedStage) -> tuple[State, str]:
 
 
 def _check_order(recipe: Recipe) -> None:
-    trained, vocabulary = False, ""
+    trained, has_adapter, vocabulary = False, False, ""
     for name, stage in recipe.stages.items():
         if isinstance(stage, VocabularyStage):
             if vocabulary:
@@ -164,6 +217,9 @@ def _check_order(recipe: Recipe) -> None:
             if trained:
                 raise RecipeError(f"stages.{name}: a vocabulary stage must come before every training stage")
             vocabulary = name
+        if isinstance(stage, MergeStage) and not has_adapter:
+            raise RecipeError(f"stages.{name}: there is no training stage before it whose adapter could be merged")
         trained = trained or isinstance(stage, TrainStage)
+        has_adapter = not is_base(stage) and (has_adapter or isinstance(stage, TrainStage))
         if isinstance(stage, ExportStage) and not trained:
             raise RecipeError(f"stages.{name}: there is no training stage before it whose result could be exported")

@@ -19,7 +19,19 @@ from orchestrator.plan.record import Record
 from orchestrator.report.history import described
 from orchestrator.report.preparing import Prepared, PreparingLine
 from orchestrator.report.words import duration, size
-from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import (
+    BitFit,
+    ExportStage,
+    FullFineTuning,
+    Ia3,
+    Lora,
+    MergeStage,
+    Method,
+    Recipe,
+    TrainStage,
+    VocabularyStage,
+)
+from orchestrator.schema.methods import ALL_LINEAR
 
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 10.0
@@ -141,16 +153,39 @@ def what_learns(planned: PlannedStage) -> str:
             return "nothing: keeps the base tokenizer"
         case VocabularyStage():
             return f"nothing: merges a vocabulary ({stage.merge})"
+        case MergeStage():
+            return "nothing: makes what was learned part of the base"
         case ExportStage():
             return "nothing: writes one adapter" + (" and the merged model" if stage.merged else "")
         case TrainStage():
-            lora = (
-                f"LoRA r{stage.lora.rank} on {', '.join(name.removesuffix('_proj') for name in stage.lora.targets)}"
-                if stage.lora
-                else ""
-            )
             rows = f"new rows of {', '.join(stage.new_rows)}" if stage.new_rows else ""
-            return " + ".join(part for part in (lora, ", ".join(stage.modules_to_save), rows) if part)
+            parts = (_method_in_words(stage.method), ", ".join(stage.modules_to_save), rows)
+            return " + ".join(part for part in parts if part)
+
+
+def _method_in_words(method: Method | None) -> str:
+    match method:
+        case Lora():
+            kind = " ".join(
+                word
+                for word, used in (("rsLoRA", method.rslora), ("DoRA", method.dora), ("PiSSA", method.init == "pissa"))
+                if used
+            )
+            return f"{kind or 'LoRA'} r{method.rank} on {_layers_in_words(method.targets)}"
+        case FullFineTuning():
+            return "every weight"
+        case BitFit():
+            return "biases"
+        case Ia3():
+            return f"IA3 on {_layers_in_words(method.targets)}"
+        case None:
+            return ""
+
+
+def _layers_in_words(targets: Sequence[str] | str) -> str:
+    if isinstance(targets, str):
+        return "all linear layers" if targets == ALL_LINEAR else targets
+    return ", ".join(name.removesuffix("_proj") for name in targets)
 
 
 def artifacts(planned: PlannedStage) -> list[Path]:
@@ -159,7 +194,9 @@ def artifacts(planned: PlannedStage) -> list[Path]:
         case VocabularyStage():
             names = ["tokenizer", "base"]
         case TrainStage():
-            names = ["adapter"]
+            names = ["adapter", "model"]
+        case MergeStage():
+            names = ["model"]
         case ExportStage():
             names = ["adapter", "merged"]
     return [planned.folder / name for name in names if (planned.folder / name).is_dir()]
@@ -183,6 +220,8 @@ def _findings(planned: PlannedStage, results: dict[str, Any]) -> list[str]:
     """What a person would want to know of a finished stage, a line each."""
     if isinstance(planned.stage, VocabularyStage):
         return _vocabulary_findings(results)
+    if isinstance(planned.stage, MergeStage):
+        return [f"a model of {size(results['merged_bytes'])}", f"done in {duration(results['seconds'])}"]
     if isinstance(planned.stage, ExportStage):
         difference = results.get("merged_logit_difference")
         return (

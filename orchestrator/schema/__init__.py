@@ -16,19 +16,25 @@ from orchestrator.schema.execution import (
     WandbTracking,
     Workers,
 )
+from orchestrator.schema.methods import BitFit, FullFineTuning, Ia3, Lora, Method
 from orchestrator.schema.recipe import HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
-from orchestrator.schema.stages import ExportStage, Lora, Resources, Stage, TrainStage, VocabularyStage
+from orchestrator.schema.stages import ExportStage, MergeStage, Resources, Stage, TrainStage, VocabularyStage
 from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
 
 __all__ = [
     "AddressCluster",
+    "BitFit",
     "CheckpointPolicy",
     "Cluster",
     "ExportStage",
+    "FullFineTuning",
     "HeldOutShare",
+    "Ia3",
     "KubernetesCluster",
     "LocalCluster",
     "Lora",
+    "MergeStage",
+    "Method",
     "NoTracking",
     "PlacedCluster",
     "RandomBase",

@@ -10,7 +10,7 @@ from orchestrator.schema.recipe import Recipe
 
 
 def recipe_path(location: Sequence[int | str]) -> str:
-    """`stages.attention.lora.rank`, without the names of union members that pydantic puts inside."""
+    """`stages.attention.method.rank`, without the names of union members that pydantic puts inside."""
     return ".".join(str(part) for part, is_key in _walk(location) if is_key)
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from orchestrator.schema.methods import FullFineTuning, Method
 from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 SavedModule = Literal["embed_tokens", "lm_head"]
@@ -33,16 +34,6 @@ class VocabularyStage(Schema):
     the mean of all old rows, or the model's own random initialization."""
 
 
-class Lora(Schema):
-    """Low-rank adapters on linear layers (Hu et al. 2021): W x + (alpha / rank) B A x."""
-
-    targets: tuple[str, ...] = Field(min_length=1)
-    """Names of linear layers, such as q_proj; every block's layer of that name is adapted."""
-    rank: PositiveInt
-    alpha: PositiveInt
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
 class Resources(Schema):
     """How a stage is computed. None of it changes what is learned, so none of it is fingerprinted."""
 
@@ -67,7 +58,8 @@ class TrainStage(Schema):
     packing: bool = True
     """Several instructions share a sequence, each attending to itself alone; false gives each its own, and padding. Text
     fills its sequences in any case."""
-    lora: Lora | None = None
+    method: Method | None = None
+    """How the blocks are adapted; nothing of them learns by default."""
     modules_to_save: tuple[SavedModule, ...] = ()
     """Modules trained in full."""
     new_rows: tuple[SavedModule, ...] = ()
@@ -91,8 +83,10 @@ class TrainStage(Schema):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainStage":
-        if self.lora is None and not self.modules_to_save and not self.new_rows:
-            raise ValueError("nothing to train; give `lora`, `modules_to_save` or `new_rows`")
+        if self.method is None and not self.modules_to_save and not self.new_rows:
+            raise ValueError("nothing to train; give `method`, `modules_to_save` or `new_rows`")
+        if isinstance(self.method, FullFineTuning) and (self.modules_to_save or self.new_rows):
+            raise ValueError("method: full trains every weight; leave out modules_to_save and new_rows")
         if both := sorted(set(self.modules_to_save) & set(self.new_rows)):
             raise ValueError(f"{both[0]} is in modules_to_save and in new_rows; train all of its rows, or the new ones")
         if (self.steps is None) == (self.epochs is None):
@@ -103,6 +97,13 @@ class TrainStage(Schema):
                 f"resources.micro_batch_size {self.resources.micro_batch_size:,}"
             )
         return self
+
+
+class MergeStage(Schema):
+    """Makes what was learned so far part of the base, for stages whose method cannot share an adapter with it."""
+
+    kind: Literal["merge"]
+    max_shard_bytes: PositiveInt = 5_000_000_000
 
 
 class ExportStage(Schema):
@@ -116,4 +117,4 @@ class ExportStage(Schema):
     """Tokens on which merged model and base with adapter are compared; 0 skips the comparison."""
 
 
-Stage = Annotated[VocabularyStage | TrainStage | ExportStage, Field(discriminator="kind")]
+Stage = Annotated[VocabularyStage | TrainStage | MergeStage | ExportStage, Field(discriminator="kind")]

@@ -69,11 +69,12 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class ExportAssignment:
-    """What is exported, and from what."""
+    """What is exported or merged, and from what."""
 
     base: Path
     tokenizer: Path
-    adapter: Path
-    adaptation: Adaptation
+    adapter: Path | None
+    """What was learned on the base; None where that is in the base itself."""
     folder: Path
     precision: Literal["bf16", "fp16", "fp32"]
+    origin: Origin

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.contents import DataFile
 from orchestrator.data.part import Preparation
-from orchestrator.schema import ExportStage, RandomBase, VocabularyStage
+from orchestrator.schema import ExportStage, MergeStage, RandomBase, VocabularyStage
 from orchestrator.stages.assignment import ExportAssignment, TrainAssignment, TrainEnding
 from orchestrator.stages.exchange import DATA_NAME, Exchange
 from orchestrator.train.link import Link
@@ -48,6 +48,12 @@ def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, A
     from orchestrator.stages.export import run_export
 
     return run_export(stage, assignment)
+
+
+def merge_body(stage: MergeStage, assignment: ExportAssignment) -> dict[str, Any]:
+    from orchestrator.stages.export import run_merge
+
+    return run_merge(stage, assignment)
 
 
 def prepare_body(exchange: Exchange, preparation: Preparation, worth_bytes: int | None = None) -> tuple[Path, int]:

@@ -1,4 +1,7 @@
-"""The export stage: what was learned, as one PEFT folder and as a merged Hugging Face model, compared with each other."""
+"""The export stage: what was learned, as one PEFT folder and as a merged Hugging Face model, compared with each other.
+
+The merge stage leaves the model alone, for other stages to start from.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,13 +12,15 @@ from safetensors import safe_open
 
 from orchestrator.checkpoint.adapter import read_adapter
 from orchestrator.checkpoint.manifest import MANIFEST_NAME, read_manifest
-from orchestrator.contents import TOKENIZER_FILES, weight_files
+from orchestrator.checkpoint.whole_model import copy_beside_weights
+from orchestrator.contents import weight_files
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import TrainingError
-from orchestrator.model.adapters import load_with_peft
+from orchestrator.model.adapters import load_with_peft, merge_rule, peft_config, read_merge_rule
 from orchestrator.model.loading import DTYPES, load_model
 from orchestrator.model.merge import write_merged
-from orchestrator.schema import ExportStage
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.schema import ExportStage, MergeStage
 from orchestrator.stages.assignment import ExportAssignment
 
 # A merged weight is rounded once, an adapter's output is added unrounded: in bf16 logits differ by a few of its steps.
@@ -23,31 +28,43 @@ _TOLERANCE = {"bf16": 0.05, "fp16": 0.01, "fp32": 1e-4}
 
 
 def run_export(stage: ExportStage, assignment: ExportAssignment) -> dict[str, Any]:
-    """Writes `adapter/` and `merged/`; TrainingError when the two do not compute the same."""
-    folder, base = assignment.folder, assignment.base
-    tensors = read_adapter(assignment.adapter, base, assignment.tokenizer)
+    """Writes `adapter/` and `merged/`; TrainingError when the two do not compute the same.
+
+    What was learned in the model itself leaves no adapter.
+    """
+    folder = assignment.folder
     for name in ("adapter", "merged"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    _copy_adapter(assignment.adapter, folder / "adapter")
-    results: dict[str, Any] = {"adapter_bytes": _bytes_of(folder / "adapter")}
+    results: dict[str, Any] = {}
+    if assignment.adapter:
+        _copy_adapter(assignment.adapter, folder / "adapter")
+        results["adapter_bytes"] = _bytes_of(folder / "adapter")
     if stage.merged:
         merged = folder / "merged"
-        merged.mkdir()
-        write_merged(base, tensors, assignment.adaptation, merged, stage.max_shard_bytes)
-        _copy_beside_weights(base, assignment.tokenizer, merged)
+        write_model(assignment, merged, stage.max_shard_bytes)
         results["merged_bytes"] = _bytes_of(merged)
-        if stage.verify_tokens:
+        if stage.verify_tokens and assignment.adapter:
             results["merged_logit_difference"] = _compare(stage, assignment, merged)
     return results
 
 
-def _copy_beside_weights(base: Path, tokenizer: Path, merged: Path) -> None:
-    for name in ("config.json", "generation_config.json"):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, merged / name)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, merged / name)
+def run_merge(stage: MergeStage, assignment: ExportAssignment) -> dict[str, Any]:
+    """Writes `model/`, the base of what follows."""
+    model = assignment.folder / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    write_model(assignment, model, stage.max_shard_bytes)
+    return {"merged_bytes": _bytes_of(model)}
+
+
+def write_model(assignment: ExportAssignment, folder: Path, max_shard_bytes: int) -> None:
+    """Base and adapter as one model with its tokenizer; ModelError for an adapter that is not what was written."""
+    folder.mkdir()
+    tensors, rule = {}, merge_rule(peft_config(Adaptation()))
+    if assignment.adapter:
+        tensors = read_adapter(assignment.adapter, assignment.base, assignment.tokenizer)
+        rule = read_merge_rule(assignment.adapter)
+    write_merged(assignment.base, tensors, rule, folder, max_shard_bytes)
+    copy_beside_weights(assignment.base, assignment.tokenizer, folder)
 
 
 def _copy_adapter(source: Path, target: Path) -> None:

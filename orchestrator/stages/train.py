@@ -10,17 +10,27 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.checkpoint.adapter import read_adapter, write_adapter
+from orchestrator.checkpoint.whole_model import write_whole_model
 from orchestrator.checkpoint.writer import CheckpointWriter
 from orchestrator.data.batches import MicroBatch, StepBatches, evaluation_batches
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
-from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, count_parameters, load_tensors
+from orchestrator.model.adapters import (
+    adapter_parameters,
+    adapter_tensors,
+    attach,
+    beginnings,
+    count_parameters,
+    load_tensors,
+    second_factors,
+)
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import leave_file, load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
+from orchestrator.schema import Lora
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
 from orchestrator.stages.resume import describe as describe_checkpoint
 from orchestrator.stages.resume import resume
@@ -54,7 +64,7 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     if resumed is None:
         _check_before(assignment, model, run.batches)
     trainable, total = count_parameters(model)
-    engine = Engine(model, _engine_settings(assignment, run.num_workers))
+    engine = Engine(model, _engine_settings(assignment, model, run.num_workers))
     if resumed:
         engine.load_state(resumed.state)
     progress = resumed.progress if resumed else Progress()
@@ -161,8 +171,9 @@ def _check_before(assignment: TrainAssignment, model: SummedLoss, batches: StepB
     preflight(model, batches.of_step(0).micro_batches[0])
 
 
-def _engine_settings(assignment: TrainAssignment, num_workers: int) -> EngineSettings:
+def _engine_settings(assignment: TrainAssignment, model: SummedLoss, num_workers: int) -> EngineSettings:
     stage = assignment.stage
+    ratio = stage.method.learning_rate_ratio if isinstance(stage.method, Lora) else 1.0
     return EngineSettings(
         zero=assignment.zero,
         precision=assignment.precision,
@@ -171,6 +182,7 @@ def _engine_settings(assignment: TrainAssignment, num_workers: int) -> EngineSet
         weight_decay=stage.weight_decay,
         max_gradient_norm=stage.max_gradient_norm,
         seed=assignment.seed,
+        faster={name: ratio for name in second_factors(model) if ratio != 1},
     )
 
 
@@ -242,9 +254,28 @@ def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbe
 def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: int) -> None:
     """All ranks gather, rank 0 writes."""
     prefix = "model."
+    if assignment.adaptation.full:
+        _save_whole(assignment, engine, rank)
+        return
     names = [prefix + name for name in adapter_parameters(model.model, assignment.adaptation)]
     parameters = {name.removeprefix(prefix): tensor for name, tensor in engine.parameters(names) if rank == 0}
     if rank == 0:
-        tensors = adapter_tensors(parameters, assignment.adaptation, assignment.base_tokens)
+        began = beginnings(model.model)
+        tensors = adapter_tensors(parameters, assignment.adaptation, assignment.base_tokens, began)
         folder: Path = assignment.folder / "adapter"
         write_adapter(folder, tensors, assignment.adaptation, assignment.origin, assignment.base, assignment.tokenizer)
+
+
+def _save_whole(assignment: TrainAssignment, engine: Engine, rank: int) -> None:
+    """A model is written as it is gathered, a file at a time."""
+    prefix = "model."
+    layout = engine.layout()
+    coming = ((name.removeprefix(prefix), tensor) for name, tensor in engine.parameters(list(layout)))
+    if rank > 0:
+        # Gathered all the same.
+        for _ in coming:
+            pass
+        return
+    named = {name.removeprefix(prefix): tensor for name, tensor in layout.items()}
+    beside = (assignment.base, assignment.tokenizer)
+    write_whole_model(assignment.folder / "model", named, coming, assignment.origin, beside)

@@ -25,7 +25,8 @@ class LearningState:
 class LearningCheck:
     """A hook: after the first steps, and whenever asked, compares with what the tensors were before training.
 
-    A of LoRA has no gradient while B is zero, so what did not move in the first step must have moved in the second.
+    A factor of LoRA has no gradient while the other is zero, so what did not move in the first step must have moved in the
+    second.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class LearningCheck:
     def _check_moved(self, may_wait: bool) -> None:
         now = self._masters()
         for name, before in self._masters_before.items():
-            if now[name] == before and not (may_wait and "lora_A" in name):
+            if now[name] == before and not (may_wait and _waits(name)):
                 raise TrainingError(f"{name} is declared trainable, but the optimizer did not move it")
 
 
@@ -86,6 +87,11 @@ def preflight(model: SummedLoss, batch: MicroBatch) -> None:
         with torch.no_grad():
             for parameter in zeroed.values():
                 parameter.zero_()
+
+
+def _waits(name: str) -> bool:
+    """Whether a parameter may have no gradient at first: A on a linear layer and B on a table meet a zero."""
+    return "lora_A" in name or "lora_embedding_B" in name
 
 
 def check_end_is_learned(batches: Iterable[MicroBatch], end_id: int) -> None:
@@ -120,5 +126,5 @@ def _check_gradients(norms: dict[str, float], may_be_zero: bool) -> None:
     for name, norm in norms.items():
         if not torch.isfinite(torch.tensor(norm)):
             raise TrainingError(f"{name} has a gradient that is not finite ({norm})")
-        if norm == 0 and not (may_be_zero and "lora_A" in name):
+        if norm == 0 and not (may_be_zero and _waits(name)):
             raise TrainingError(f"{name} is declared trainable, but its gradient is zero")

@@ -162,7 +162,7 @@ def train(folder: Path, stages: Sequence[Stage], steps: int, seed: int, workers:
             f"{own}.global_batch_size": _GLOBAL_BATCH,
             f"{own}.steps": steps,
             f"{own}.resources.micro_batch_size": stage.micro_batch,
-            **({f"{own}.lora.dropout": 0} if stage.lora else {}),
+            **({f"{own}.method.dropout": 0} if stage.lora else {}),
         }
     others = {"vocabulary", *(each.name for each in STAGES), "export"} - {stage.name for stage in stages}
     words = [f"{name}={value}" for name, value in settings.items()] + [f"~stages.{name}" for name in sorted(others)]

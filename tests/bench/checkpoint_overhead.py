@@ -28,7 +28,8 @@ from orchestrator.engine import Engine, EngineSettings, Wishes
 from orchestrator.model.adapters import attach
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 from orchestrator.schema.recipe import RandomBase
 from orchestrator.stages.random_base import write_random_base
 from orchestrator.train.checkpoint_hook import CheckpointHook

@@ -119,7 +119,7 @@ def test_a_second_run_of_the_same_stage_says_who_holds_it(folder: Path, undistur
 
 def test_a_mistake_is_not_tried_again(folder: Path) -> None:
     with running(
-        [*WORDS, "supervise=true", "stages.embeddings.lora={targets: [q_prog], rank: 4, alpha: 8}"], folder
+        [*WORDS, "supervise=true", "stages.embeddings.method={kind: lora, targets: [q_prog], rank: 4, alpha: 8}"], folder
     ) as command:
         assert command.wait(60) == 2
         assert command.output.count("q_prog names no linear layer") == 1

@@ -32,12 +32,15 @@ def message(words: list[str], folder: Path) -> str:
     ("words", "expected"),
     [
         (["stages.attention.learnin_rate=1e-4"], ["learnin_rate", "did you mean learning_rate?"]),
-        (["+stages.attention.lora.rnk=4"], ["attention.lora.rnk", "did you mean rank?", "+stages.attention.lora.rnk=4"]),
+        (
+            ["+stages.attention.method.rnk=4"],
+            ["attention.method.rnk", "did you mean rank?", "+stages.attention.method.rnk=4"],
+        ),
         (["++stge=2"], ["stge", "did you mean stage?"]),
         (["recipe=chinese_lama"], ["did you mean chinese_llama?", "chinese_llama_published"]),
         (["stage=7"], ["no stage 7", "0 vocabulary", "4 export"]),
         (["stage=atention"], ["did you mean attention?"]),
-        (["stages.attention.lora.targets=[q_prog]"], ["q_prog names no linear layer", "down_proj, gate_proj", "v_proj"]),
+        (["stages.attention.method.targets=[q_prog]"], ["q_prog names no linear layer", "down_proj, gate_proj", "v_proj"]),
         (["workers=3"], ["global_batch_size 16", "micro_batch_size 4 x 3 workers = 12"]),
         (["base_model=nowhere"], ["base_model: nowhere is no folder"]),
         (["text=nothing.jsonl"], ["text: nothing.jsonl is no file, folder or pattern that matches"]),

@@ -24,7 +24,8 @@ from orchestrator.data.rows import PreparedRows
 from orchestrator.errors import ModelError, TrainingError
 from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, count_parameters, load_tensors
 from orchestrator.model.loading import load_model
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 
 ATTENTION = {name: LoraShape(8, 32) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
 MLP = {name: LoraShape(4, 8) for name in ("gate_proj", "up_proj", "down_proj")}

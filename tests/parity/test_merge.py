@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.checkpoint.adapter import write_adapter
-from orchestrator.checkpoint.manifest import Origin
+from orchestrator.checkpoint.manifest import Origin, read_manifest, write_manifest
 from orchestrator.contents import base_model_hash, tokenizer_hash
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach
+from orchestrator.model.adapters import adapter_parameters, adapter_tensors, attach, read_merge_rule
 from orchestrator.model.loading import load_model
 from orchestrator.model.merge import write_merged
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 from orchestrator.schema import ExportStage
 from orchestrator.stages.assignment import ExportAssignment
 from orchestrator.stages.export import run_export
@@ -68,14 +69,17 @@ def random_adapter(base: Path, folder: Path, precision: str) -> dict[str, Tensor
         noise = torch.randn(parameters[name].shape, generator=generator) * 0.05
         noisy[name] = (parameters[name].detach() + noise.to(parameters[name].dtype)).contiguous()
     tensors = adapter_tensors(noisy, ADAPTATION, BASE_TOKENS)
-    origin = Origin("instruct", "f" * 64, {}, "tiny", base_model_hash(base), tokenizer_hash(base), 3)
-    write_adapter(folder, tensors, ADAPTATION, origin, base, base)
+    write_adapter(folder, tensors, ADAPTATION, origin_on(base), base, base)
     return tensors
+
+
+def origin_on(base: Path) -> Origin:
+    return Origin("instruct", "f" * 64, {}, "tiny", base_model_hash(base), tokenizer_hash(base), 3)
 
 
 def merge(learned: Learned, folder: Path, max_shard_bytes: int) -> Path:
     folder.mkdir()
-    write_merged(learned.base, learned.tensors, ADAPTATION, folder, max_shard_bytes)
+    write_merged(learned.base, learned.tensors, read_merge_rule(learned.adapter), folder, max_shard_bytes)
     shutil.copyfile(learned.base / "config.json", folder / "config.json")
     return folder
 
@@ -135,13 +139,14 @@ def test_the_index_names_every_tensor_and_its_shard(learned, tmp_path):
 
 def test_an_adapter_tensor_without_counterpart_is_an_error(learned, tmp_path):
     key = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
+    rule = read_merge_rule(learned.adapter)
     with pytest.raises(ModelError, match=f"the adapter's {key} has no counterpart in the base {learned.base}"):
-        write_merged(learned.base, learned.tensors | {key: torch.ones(8, 64)}, ADAPTATION, tmp_path, 1 << 30)
+        write_merged(learned.base, learned.tensors | {key: torch.ones(8, 64)}, rule, tmp_path, 1 << 30)
 
 
 @pytest.fixture
 def assignment(learned, tmp_path) -> ExportAssignment:
-    return ExportAssignment(learned.base, learned.base, learned.adapter, ADAPTATION, tmp_path, "fp32")
+    return ExportAssignment(learned.base, learned.base, learned.adapter, tmp_path, "fp32", origin_on(learned.base))
 
 
 def test_export_leaves_an_adapter_and_a_merged_model_that_load_and_agree(learned, assignment):
@@ -167,15 +172,19 @@ def test_export_without_merging_leaves_the_adapter_alone(assignment):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_export_accepts_the_rounding_of_a_base_in_bf16(base, tmp_path, precision):
     random_adapter(base, tmp_path / "learned", precision)
-    assignment = ExportAssignment(base, base, tmp_path / "learned", ADAPTATION, tmp_path / "export", precision)
+    assignment = ExportAssignment(base, base, tmp_path / "learned", tmp_path / "export", precision, origin_on(base))
     assignment.folder.mkdir()
     run_export(ExportStage(kind="export"), assignment)
     assert {tensor.dtype for tensor in weights(assignment.folder / "merged").values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("alpha", [8.0, float("inf")])
-def test_export_refuses_a_merged_model_that_computes_otherwise(assignment, alpha):
-    # Merged at another scale than the adapter's own configuration says: twice it, and one that makes all logits NaN.
-    wrong = replace(ADAPTATION, lora={**ADAPTATION.lora, "down_proj": LoraShape(4, alpha)})
+@pytest.mark.parametrize("wrong", [{"use_dora": True}, {"lora_alpha": float("inf")}])
+def test_export_refuses_a_merged_model_that_computes_otherwise(assignment, tmp_path, wrong):
+    # Of directions whose lengths are in no file PEFT makes something else; and a scale can make all logits NaN.
+    folder = tmp_path / "wrong"
+    shutil.copytree(assignment.adapter, folder)
+    description = folder / "adapter_config.json"
+    description.write_text(json.dumps(json.loads(description.read_text(encoding="utf-8")) | wrong), encoding="utf-8")
+    write_manifest(folder, assignment.origin, read_manifest(folder).tensors)
     with pytest.raises(TrainingError, match="its logits differ from base and adapter by"):
-        run_export(ExportStage(kind="export"), replace(assignment, adaptation=wrong))
+        run_export(ExportStage(kind="export"), replace(assignment, adapter=folder))

@@ -16,7 +16,8 @@ from orchestrator.engine import Engine, EngineSettings
 from orchestrator.model.adapters import attach
 from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 
 STEPS = 6
 LEARNING_RATE = 3e-3

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
 from orchestrator.plan.plan import Contents, State, make_plan
-from orchestrator.schema import RandomBase, Recipe, TrainStage
+from orchestrator.schema import Lora, RandomBase, Recipe, TrainStage
+from tests.llama_layers import LAYERS
 
 FILES = sorted(path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.y*ml"))
 NUM_FILES = 29
@@ -56,7 +57,9 @@ def test_every_recipe_is_tried_at_every_scale() -> None:
 @pytest.mark.parametrize("words", COMPOSITIONS, ids=" ".join)
 def test_a_composition_validates_and_plans(words: list[str], tmp_path: Path) -> None:
     recipe = compose(words)
-    contents = Contents("b" * 64, "c" * 64, {name: "d" * 64 for name in recipe.stages if name != "export"})
+    contents = Contents(
+        "b" * 64, "c" * 64, {name: "d" * 64 for name in recipe.stages if name != "export"}, linear_layers=LAYERS
+    )
     plan = make_plan(recipe, contents, tmp_path / "runs")
     assert [planned.name for planned in plan.stages] == list(recipe.stages)
     assert {planned.state for planned in plan.stages} == {State.RUN}
@@ -87,9 +90,9 @@ def test_the_budget_at_7b_is_the_published_one(name: str) -> None:
     assert [stages[name].warmup_fraction for name in ("embeddings", "attention")] == [0.05, 0.05]
     assert [stage.schedule for stage in stages.values()] == ["cosine"] * 3
     assert [stage.objective for stage in stages.values()] == ["next_token", "next_token", "answers"]
-    assert stages["embeddings"].lora is None
-    for lora in (stages["attention"].lora, stages["instruct"].lora):
-        assert lora is not None
+    assert stages["embeddings"].method is None
+    for lora in (stages["attention"].method, stages["instruct"].method):
+        assert isinstance(lora, Lora)
         assert (lora.rank, lora.alpha, lora.dropout) == (8, 32, 0.05)
 
 
@@ -98,7 +101,11 @@ def test_each_stage_trains_what_its_authors_trained() -> None:
     mlp = ("gate_proj", "up_proj", "down_proj")
     for name, instruct in (("chinese_llama", mlp), ("chinese_llama_published", (*attention, *mlp))):
         stages = train_stages(compose([f"recipe={name}", "scale=7b"]))
-        assert [stage.lora.targets if stage.lora else () for stage in stages.values()] == [(), attention, instruct]
+        assert [stage.method.targets if isinstance(stage.method, Lora) else () for stage in stages.values()] == [
+            (),
+            attention,
+            instruct,
+        ]
         saved = [stage.modules_to_save for stage in stages.values()]
         assert saved == [("embed_tokens",), ("embed_tokens", "lm_head"), ("embed_tokens", "lm_head")]
 

@@ -8,13 +8,15 @@ from orchestrator.compose import compose
 from orchestrator.plan.plan import Contents, Plan, make_plan
 from orchestrator.plan.record import Record
 from orchestrator.stages.assignment import HeldOut
+from tests.llama_layers import LAYERS
 
 RESULTS = {"held_out": {"validation": {"before": {"bits_per_character": 5.0}, "after": {"bits_per_character": 4.0}}}}
 SAME = HeldOut("validation", Path("/anywhere/data-aaaaaaaaaaaa"))
 
 
 def plan_with(reference_of_embeddings: dict) -> Plan:
-    contents = Contents("b" * 64, "c" * 64, dict.fromkeys(("vocabulary", "embeddings", "attention", "instruct"), "d" * 64))
+    data = dict.fromkeys(("vocabulary", "embeddings", "attention", "instruct"), "d" * 64)
+    contents = Contents("b" * 64, "c" * 64, data, linear_layers=LAYERS)
     plan = make_plan(compose(["stage=2"]), contents, Path("/nowhere"))
     done = plan.named("embeddings")
     results = {"reference": {"validation": reference_of_embeddings}}

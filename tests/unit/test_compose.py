@@ -41,7 +41,7 @@ def replace_once(file: Path, old: str, new: str) -> None:
 UNKNOWN_KEYS = {
     "sead=2": "sead: no such key; did you mean seed?",
     "trackin=none": "trackin: no such key; did you mean tracking?",
-    "stages.attention.lora.rnk=4": "stages.attention.lora.rnk: no such key; did you mean rank?",
+    "stages.attention.method.rnk=4": "stages.attention.method.rnk: no such key; did you mean rank?",
     "stages.attention.resources.micro_batch=4": (
         "stages.attention.resources.micro_batch: no such key; did you mean micro_batch_size?"
     ),
@@ -65,18 +65,18 @@ BAD_VALUES = {
     "cluster.kind=k8s": "cluster.kind: 'k8s' is none of 'local', 'address', 'kubernetes'",
     "tracking.mode=always": "tracking.mode: input should be 'auto', 'online' or 'offline', not 'always'",
     "stages.vocabulary=3": "stages.vocabulary: input should be a mapping, not 3",
-    "stages.attention.lora.dropout=1.0": "stages.attention.lora.dropout: input should be less than 1, not 1.0",
-    "stages.attention.lora.targets=[]": "stages.attention.lora.targets: is empty",
-    "stages.attention.lora.rank=eight": (
-        "stages.attention.lora.rank: input should be a valid integer, unable to parse string as an integer, not 'eight'"
+    "stages.attention.method.dropout=1.0": "stages.attention.method.dropout: input should be less than 1, not 1.0",
+    "stages.attention.method.targets=[]": "stages.attention.method.targets: is empty",
+    "stages.attention.method.rank=eight": (
+        "stages.attention.method.rank: input should be a valid integer, unable to parse string as an integer, not 'eight'"
     ),
     "stages.attention.modules_to_save=[norm]": (
         "stages.attention.modules_to_save.0: input should be 'embed_tokens' or 'lm_head', not 'norm'"
     ),
-    "stages.export.kind=exprt": "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'export'",
+    "stages.export.kind=exprt": "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'merge', 'export'",
     "stages.instruct.epochs=1": "stages.instruct: give either `steps` or `epochs`",
     "stages.embeddings.modules_to_save=[]": (
-        "stages.embeddings: nothing to train; give `lora`, `modules_to_save` or `new_rows`"
+        "stages.embeddings: nothing to train; give `method`, `modules_to_save` or `new_rows`"
     ),
 }
 
@@ -196,7 +196,7 @@ def test_what_no_file_and_no_word_sets_is_required() -> None:
             "train/attention.yaml",
             "rank: 8",
             "rnk: 8",
-            "stages.attention.lora.rnk: no such key; did you mean rank?",
+            "stages.attention.method.rnk: no such key; did you mean rank?",
         ),
         (
             "train/attention.yaml",

@@ -17,7 +17,7 @@ from orchestrator.contents import (
     base_model_hash,
     data_hash,
     find_data,
-    linear_layer_names,
+    linear_layers,
     tokenizer_hash,
     weight_files,
 )
@@ -230,14 +230,20 @@ def test_a_folder_without_a_tokenizer_has_no_hash(here: Path) -> None:
 
 
 def test_linear_layers_are_the_matrices_inside_the_blocks(here: Path) -> None:
-    assert linear_layer_names(base_at(here / "base")) == ("q_proj", "up_proj")
+    assert linear_layers(base_at(here / "base")) == (
+        "model.layers.0.mlp.up_proj",
+        "model.layers.0.self_attn.q_proj",
+    )
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not there; set ORCHESTRATOR_SHARED_DATA")
 def test_a_published_base_model_is_accepted() -> None:
     folder = base_model_folder(str(STORIES))
     names = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-    assert linear_layer_names(folder) == names
+    layers = linear_layers(folder)
+    assert {layer.rsplit(".", 1)[-1] for layer in layers} == set(names)
+    assert layers[7] == "model.layers.1.mlp.down_proj"
+    assert len(layers) == 5 * len(names)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -270,7 +276,7 @@ def test_the_weights_are_what_transformers_loads_and_no_other_file(here: Path) -
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "consolidated.safetensors"}}))
     assert weight_files(folder) == ("model.safetensors",)
     assert base_model_hash(folder) == before
-    assert "wq" not in linear_layer_names(folder)
+    assert not any("wq" in layer for layer in linear_layers(folder))
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     shard(folder, names, {"b": names[1], "a": names[0], "c": names[1]})
     assert weight_files(base_model_folder("base")) == tuple(names)

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orchestrator.model.adapters import attach
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loss import SummedLoss
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 
 ROWS, TOKENS = 2, 20
 BOTH = ("embed_tokens", "lm_head")

@@ -9,8 +9,9 @@ import pytest
 from orchestrator.plan.plan import Contents, PlannedStage
 from orchestrator.plan.record import Record, commit
 from orchestrator.schema import Recipe
+from tests.llama_layers import LAYERS
 
-LORA = {"rank": 8, "alpha": 32, "dropout": 0.05}
+LORA = {"kind": "lora", "rank": 8, "alpha": 32, "dropout": 0.05}
 TRAIN = {"kind": "train", "block_length": 64, "global_batch_size": 16, "steps": 10, "learning_rate": 1e-4}
 VALUES: dict[str, Any] = {
     "name": "laptop",
@@ -20,9 +21,13 @@ VALUES: dict[str, Any] = {
     "stages": {
         "vocabulary": {"kind": "vocabulary", "pieces": 100},
         "embeddings": TRAIN | {"objective": "next_token", "modules_to_save": ["embed_tokens"]},
-        "attention": TRAIN | {"objective": "next_token", "lora": LORA | {"targets": ["q_proj", "v_proj"]}},
+        "attention": TRAIN | {"objective": "next_token", "method": LORA | {"targets": ["q_proj", "v_proj"]}},
         "instruct": TRAIN
-        | {"objective": "answers", "lora": LORA | {"targets": ["up_proj"]}, "modules_to_save": ["embed_tokens", "lm_head"]},
+        | {
+            "objective": "answers",
+            "method": LORA | {"targets": ["up_proj"]},
+            "modules_to_save": ["embed_tokens", "lm_head"],
+        },
         "export": {"kind": "export"},
     },
     "cluster": {"kind": "local"},
@@ -60,6 +65,7 @@ def contents() -> Contents:
     return Contents(
         base_model="b" * 64,
         base_tokenizer="c" * 64,
+        linear_layers=LAYERS,
         data={"vocabulary": "1" * 64, "embeddings": "1" * 64, "attention": "1" * 64, "instruct": "2" * 64},
     )
 

@@ -92,7 +92,7 @@ def test_planning_refuses_what_is_unsafe_by_every_file_and_asks_no_more(make_rec
     for name in ("text.jsonl", "instructions.json"):
         (tmp_path / name).write_text("{}")
     sources = {"text": [str(tmp_path / "text.jsonl")], "instructions": [str(tmp_path / "instructions.json")]}
-    targets = {"stages.attention.lora.targets": ["q_prog"], "stages.instruct.lora.targets": ["q_proj"]}
+    targets = {"stages.attention.method.targets": ["q_prog"], "stages.instruct.method.targets": ["q_proj"]}
     recipe = make_recipe({"base_model": str(base)} | sources | targets)
     with pytest.raises(RecipeError, match="q_prog names no linear layer") as caught:
         find_inputs(recipe)

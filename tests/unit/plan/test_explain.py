@@ -12,7 +12,7 @@ from orchestrator.store import read_json, write_json
 
 IDENTITY: dict[str, Any] = {
     "format": 1,
-    "stage": {"kind": "train", "learning_rate": 1e-4, "lora": {"rank": 8, "targets": ["q_proj"]}, "steps": 10},
+    "stage": {"kind": "train", "learning_rate": 1e-4, "method": {"rank": 8, "targets": ["q_proj"]}, "steps": 10},
     "seed": 1,
     "precision": "bf16",
     "data": "d" * 64,
@@ -51,8 +51,8 @@ def with_stage(**changes: Any) -> dict[str, Any]:
     ("identity", "explanation"),
     [
         (with_stage(learning_rate=2e-4), "learning_rate 0.0001 → 0.0002"),
-        (with_stage(lora={"rank": 16, "targets": ["q_proj"]}), "lora.rank 8 → 16"),
-        (with_stage(lora={"rank": 8, "targets": ["k_proj"]}), "lora.targets ['q_proj'] → ['k_proj']"),
+        (with_stage(method={"rank": 16, "targets": ["q_proj"]}), "method.rank 8 → 16"),
+        (with_stage(method={"rank": 8, "targets": ["k_proj"]}), "method.targets ['q_proj'] → ['k_proj']"),
         (with_stage(template="chat"), "template None → chat"),
         (IDENTITY | {"seed": 2}, "seed 1 → 2"),
         (IDENTITY | {"data": "e" * 64}, "data has other content"),

@@ -106,15 +106,15 @@ def test_what_is_missing_twice_is_said_once(make_recipe) -> None:
 def test_every_target_that_is_no_layer_of_the_model_is_named(make_recipe) -> None:
     changes = {
         "base_model": RANDOM_BASE,
-        "stages.attention.lora.targets": ["q_prog", "v_proj"],
-        "stages.instruct.lora.targets": ["lm_head"],
+        "stages.attention.method.targets": ["q_prog", "v_proj"],
+        "stages.instruct.method.targets": ["lm_hat"],
     }
     with pytest.raises(RecipeError) as caught:
         find_inputs(make_recipe(changes))
-    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, embed_tokens, lm_head"
     assert str(caught.value).splitlines() == [
-        f"stages.attention.lora.targets: q_prog names no linear layer of this model; choose from {layers}",
-        f"stages.instruct.lora.targets: lm_head names no linear layer of this model; choose from {layers}",
+        f"stages.attention.method.targets: q_prog names no linear layer of this model; choose from {layers}",
+        f"stages.instruct.method.targets: lm_hat names no linear layer of this model; choose from {layers}",
     ]
 
 

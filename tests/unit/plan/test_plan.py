@@ -15,13 +15,13 @@ from orchestrator.schema import ExportStage, Recipe, TrainStage, VocabularyStage
 from orchestrator.store import sha256_value
 
 NAMES = ["vocabulary", "embeddings", "attention", "instruct", "export"]
-LORA = {"targets": ["k_proj"], "rank": 8, "alpha": 32}
+LORA = {"kind": "lora", "targets": ["k_proj"], "rank": 8, "alpha": 32}
 OTHER_TRAINING = {
     "objective": "answers",
     "template": "chat",
     "packing": False,
     "block_length": 32,
-    "lora": LORA,
+    "method": LORA,
     "modules_to_save": ["lm_head"],
     "new_rows": ["embed_tokens"],
     "global_batch_size": 8,
@@ -333,9 +333,9 @@ def test_a_plan_takes_up_a_new_record(recipe, contents, finish, tmp_path: Path) 
 def test_a_stage_is_made_from_the_last_vocabulary_and_the_last_training(recipe, contents, tmp_path: Path) -> None:
     plan = make_plan(recipe, contents, tmp_path)
     export = plan.named("export")
-    assert plan.parent(export, VocabularyStage) == plan.named("vocabulary")
-    assert plan.parent(export, TrainStage) == plan.named("instruct")
-    assert plan.parent(plan.named("embeddings"), TrainStage) is None
+    assert plan.base_of(export) == plan.named("vocabulary")
+    assert plan.learned_before(export) == plan.named("instruct")
+    assert plan.learned_before(plan.named("embeddings")) is None
     assert export.parents == {name: plan.named(name).fingerprint for name in ("vocabulary", "instruct")}
 
 
@@ -356,8 +356,8 @@ def test_a_stage_is_made_from_the_last_vocabulary_and_the_last_training(recipe, 
         ),
         ({"stage": "instrct"}, "stage: there is no stage 'instrct'; did you mean instruct?"),
         (
-            {"stages.instruct.lora": {"targets": ["q_proj"], "rank": 4, "alpha": 8}},
-            "stages.instruct.lora: q_proj was given rank 8 and alpha 32 by stages.attention",
+            {"stages.instruct.method": {"kind": "lora", "targets": ["q_proj"], "rank": 4, "alpha": 8}},
+            "stages.instruct.method: q_proj was given rank 8 and alpha 32 by stages.attention",
         ),
     ],
 )

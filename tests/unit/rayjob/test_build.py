@@ -45,7 +45,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_entrypoint_is_the_command_as_it_would_be_typed() -> None:
-    words = (*WORDS, "stages.attention.lora={targets: [q_proj], rank: 4, alpha: 8}", "cluster.nodes=2")
+    words = (*WORDS, "stages.attention.method={kind: lora, targets: [q_proj], rank: 4, alpha: 8}", "cluster.nodes=2")
     entrypoint = manifest_of(*words)["spec"]["entrypoint"]
     assert shlex.split(entrypoint) == ["python", "launch/run.py", *words]
     assert compose(shlex.split(entrypoint)[2:]) == compose(words)

@@ -28,7 +28,7 @@ def arrived(words: list[str]) -> list[str]:
         "cluster.labels.pool=in(old,new)",
         'text=["a b.jsonl", "c.jsonl"]',
         'text=["a.jsonl","c.jsonl"]',
-        "stages.attention.lora={targets: [q_proj], rank: 4}",
+        "stages.attention.method={kind: lora, targets: [q_proj], rank: 4}",
         "run_root=$HOME/runs",
         "run root=$HOME/`date`",
         "text=data/*.jsonl",

@@ -15,16 +15,17 @@ from orchestrator.report.console import Console, shown
 from orchestrator.report.preparing import PreparingLine
 from orchestrator.report.words import duration
 from orchestrator.schema import Recipe
+from tests.llama_layers import LAYERS
 
 TRAIN = {"kind": "train", "block_length": 64, "global_batch_size": 16, "steps": 10, "learning_rate": 1e-4}
-LORA = {"rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"]}
+LORA = {"kind": "lora", "rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"]}
 RECIPE = Recipe.model_validate(
     {
         "name": "laptop",
         "base_model": "/models/base",
         "stages": {
             "vocabulary": {"kind": "vocabulary"},
-            "attention": TRAIN | {"objective": "next_token", "lora": LORA, "modules_to_save": ["embed_tokens", "lm_head"]},
+            "attention": TRAIN | {"objective": "next_token", "method": LORA, "modules_to_save": ["embed_tokens", "lm_head"]},
             "embeddings": TRAIN | {"objective": "next_token", "modules_to_save": ["embed_tokens"]},
             "export": {"kind": "export"},
         },
@@ -57,7 +58,7 @@ def screen() -> Screen:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return make_plan(RECIPE, Contents("b" * 64, "c" * 64, {}), tmp_path)
+    return make_plan(RECIPE, Contents("b" * 64, "c" * 64, {}, linear_layers=LAYERS), tmp_path)
 
 
 def record(planned: PlannedStage, results: dict[str, Any]) -> Record:

@@ -16,7 +16,8 @@ from orchestrator.errors import TrainingError
 from orchestrator.model.adapters import attach
 from orchestrator.model.checksum import checksum
 from orchestrator.model.loss import IGNORED, SummedLoss
-from orchestrator.plan.adaptation import Adaptation, LoraShape
+from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.targets import LoraShape
 from orchestrator.train.checks import LearningCheck, LearningState, check_end_is_learned, preflight
 from orchestrator.train.loop import Progress
 

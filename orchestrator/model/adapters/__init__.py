@@ -1,0 +1,33 @@
+"""What differs from the base, as PEFT makes, calls and writes it. PEFT is spoken in this folder only."""
+
+from orchestrator.model.adapters.attaching import (
+    adapter_parameters,
+    attach,
+    count_parameters,
+    load_with_peft,
+    second_factors,
+    trained_parameters,
+)
+from orchestrator.model.adapters.config import peft_config
+from orchestrator.model.adapters.merging import MergeRule, merge_rule, read_merge_rule
+from orchestrator.model.adapters.names import KEY_PREFIX, ROWS_NAME
+from orchestrator.model.adapters.singular import beginnings
+from orchestrator.model.adapters.tensors import adapter_tensors, load_tensors
+
+__all__ = [
+    "KEY_PREFIX",
+    "ROWS_NAME",
+    "MergeRule",
+    "adapter_parameters",
+    "adapter_tensors",
+    "attach",
+    "beginnings",
+    "count_parameters",
+    "load_tensors",
+    "load_with_peft",
+    "merge_rule",
+    "peft_config",
+    "read_merge_rule",
+    "second_factors",
+    "trained_parameters",
+]

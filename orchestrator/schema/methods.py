@@ -1,0 +1,86 @@
+"""How the blocks of a model are adapted: the kinds of `method` that a training stage may have."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from orchestrator.schema.strict import Schema
+
+ALL_LINEAR = "all-linear"
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Lora(Schema):
+    """Low-rank adapters on linear layers (Hu et al. 2021): W x + (alpha / rank) B A x."""
+
+    kind: Literal["lora"]
+    targets: Names | str
+    """Names of linear layers, such as q_proj: every block's layer of that name is adapted, and lm_head or embed_tokens where
+    they are named. A word alone is a regular expression for whole names (`model.layers.3.mlp.up_proj`), and all-linear is
+    every linear layer of the blocks."""
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers_to_transform: tuple[NonNegativeInt, ...] | None = None
+    """Numbers of the blocks that are adapted; all by default."""
+    layers_pattern: str | None = None
+    """What the blocks are called in a layer's name, where it has several numbers: `layers` in model.layers.3.mlp.up_proj."""
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Other ranks, by the end of a layer's name or a regular expression for it."""
+    alpha_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases learn too: all of the model's, or those of the layers that are adapted."""
+    rslora: bool = False
+    """Scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that a larger rank does not learn more slowly."""
+    dora: bool = False
+    """Learns the length of each of the weight's rows apart from its direction (Liu et al. 2024)."""
+    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    """How A and B begin: A at random and B zero, in two ways, or with the largest singular vectors of the weight, which are
+    taken out of it (PiSSA, Meng et al. 2024)."""
+    learning_rate_ratio: PositiveFloat = 1.0
+    """B learns so many times as fast as A (LoRA+, Hayou et al. 2024)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Lora":
+        if self.dora and self.init == "pissa":
+            raise ValueError("dora and init: pissa do not go together: both take the weight apart; choose one")
+        return self
+
+
+class FullFineTuning(Schema):
+    """Every weight learns, and what is left is a whole model: the base of the stages that follow."""
+
+    kind: Literal["full"]
+
+
+class BitFit(Schema):
+    """The biases learn, and nothing else (Ben Zaken et al. 2021)."""
+
+    kind: Literal["bitfit"]
+
+
+class Ia3(Schema):
+    """What layers give or take is scaled, element by element (Liu et al. 2022)."""
+
+    kind: Literal["ia3"]
+    targets: Names = ("k_proj", "v_proj", "down_proj")
+    """Linear layers of the blocks."""
+    feedforward: tuple[str, ...] = ("down_proj",)
+    """Those of them of which the input is scaled; of the others it is the output."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Ia3":
+        if strangers := sorted(set(self.feedforward) - set(self.targets)):
+            raise ValueError(f"feedforward: {strangers[0]} is none of the targets ({', '.join(self.targets)})")
+        return self
+
+
+def _by_name(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Method = Annotated[
+    Annotated[Lora | FullFineTuning | BitFit | Ia3, Field(discriminator="kind")],
+    BeforeValidator(_by_name),
+]
+"""By its kind alone, such as `method: bitfit`, or a mapping with its hyperparameters."""
