@@ -1,5 +1,7 @@
 """The loss: cross-entropy of the next token, summed over the positions that carry loss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from orchestrator.model.attention import span_arguments
+from orchestrator.model.prompts import NAME as PROMPTS
+from orchestrator.model.prompts import Prompts
 
 IGNORED = -100
 """The label of a position without loss."""
@@ -34,9 +38,33 @@ class SummedLoss(nn.Module):
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
         # No mask and no cache: rows are padded on the right, where a causal model never looks, and with either of them
         # transformers would not see that positions begin again.
+        prompts = self._prompts
+        if prompts and not prompts.is_left_out:
+            if position_ids is not None:
+                raise ValueError("virtual tokens stand before a row, which must hold one sample")
+            return self._of_hidden(prompts(self.model.model, input_ids), labels)
         samples = {} if position_ids is None else {"position_ids": position_ids, **span_arguments(self.model, position_ids)}
-        hidden = self.model.model(input_ids=input_ids, use_cache=False, **samples).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
+        return self._of_hidden(self.model.model(input_ids=input_ids, use_cache=False, **samples).last_hidden_state, labels)
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """Without virtual tokens, where there are any."""
+        prompts = self._prompts
+        if prompts:
+            prompts.is_left_out = True
+        try:
+            yield
+        finally:
+            if prompts:
+                prompts.is_left_out = False
+
+    @property
+    def _prompts(self) -> Prompts | None:
+        return getattr(self.model, PROMPTS, None)
+
+    def _of_hidden(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Of hidden states [m, n, hidden]."""
+        hidden, targets = states[:, :-1], labels[:, 1:]
         chosen = targets != IGNORED
         # Only positions that carry loss reach the head, whose logits are the largest tensor of a step.
         return summed_cross_entropy(self.model.lm_head, hidden[chosen], targets[chosen])

@@ -11,7 +11,21 @@ from typing import Any, Literal
 
 from orchestrator.errors import RecipeError
 from orchestrator.plan.targets import LoraShape, ends_in, lora_shapes, named_layers, shortest
-from orchestrator.schema import BitFit, FullFineTuning, Ia3, Lora, MergeStage, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import (
+    BitFit,
+    ExportStage,
+    FullFineTuning,
+    Ia3,
+    Lora,
+    MergeStage,
+    PrefixTuning,
+    PromptMethod,
+    PromptTuning,
+    PTuning,
+    Recipe,
+    TrainStage,
+    VocabularyStage,
+)
 
 Bias = Literal["none", "all", "lora_only"]
 _BIASES: tuple[Bias, ...] = ("none", "lora_only", "all")
@@ -47,6 +61,14 @@ class Adaptation:
     full: bool = False
     """Every weight learns: it holds nothing beside the base, being a base itself."""
 
+    prompt: PromptMethod | None = None
+    """Virtual tokens; it holds nothing else then."""
+
+    @property
+    def can_merge(self) -> bool:
+        """Whether a model without an adapter can compute the same."""
+        return self.prompt is None
+
     @property
     def written_lora(self) -> dict[str, LoraShape]:
         """Those of the adapter that is written: what was taken out of a weight needs as many factors again."""
@@ -81,7 +103,10 @@ def adaptations(recipe: Recipe, layers: Sequence[str]) -> dict[str, Adaptation]:
             case VocabularyStage():
                 adds_tokens = stage.merge != "none"
             case MergeStage():
+                problems += _cannot_merge(chain, name)
                 chain = _Chain()
+            case ExportStage(merged=True):
+                problems += _cannot_merge(chain, f"{name}.merged")
             case TrainStage():
                 if stage.new_rows and not adds_tokens:
                     problems.append(
@@ -99,6 +124,13 @@ def adaptations(recipe: Recipe, layers: Sequence[str]) -> dict[str, Adaptation]:
     if problems:
         raise RecipeError(problems)
     return found
+
+
+def _cannot_merge(chain: _Chain, where: str) -> list[str]:
+    if chain.adaptation.prompt is None:
+        return []
+    kind, remedy = chain.adaptation.prompt.kind, "" if "." not in where else f"; set stages.{where}=false"
+    return [f"stages.{where}: the {kind} of stages.{chain.last} is told to a model and is in none of its weights{remedy}"]
 
 
 def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -> _Chain:
@@ -121,6 +153,8 @@ def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -
             named_layers(f"stages.{name}.method.targets", ia3.targets, layers)
             scaled = {"ia3": ia3.targets, "ia3_feedforward": ia3.feedforward, "trains_ia3": True}
             return _Chain(Adaptation(**common, **scaled), last=name)
+        case (PromptTuning() | PTuning() | PrefixTuning()) as prompt:
+            return _Chain(Adaptation(prompt=prompt), last=name)
         case Lora() as lora:
             own = lora_shapes(f"stages.{name}.method", lora, layers)
             options: dict[str, Any] = {option: getattr(lora, option) for option in ("rslora", "dora", "init", "dropout")}
@@ -150,11 +184,17 @@ def _cannot_follow(chain: _Chain, name: str, stage: TrainStage) -> str:
     """Why one adapter could not hold both what was learned before and what this stage learns; nothing where it can."""
     before, method = chain.adaptation, stage.method
     here, there = f"stages.{name}.method", f"stages.{chain.last}"
-    if not chain.last or method is None:
+    if not chain.last:
+        return ""
+    if before.prompt:
+        return f"stages.{name}: nothing can follow the {before.prompt.kind} of {there}, which is in none of the weights"
+    if method is None:
         return ""
     match method:
         case FullFineTuning():
             return f"{here}: full trains the base itself, beside which {there} left an adapter; {_MERGE}"
+        case PromptTuning() | PTuning() | PrefixTuning():
+            return f"{here}: {method.kind} has an adapter of its own, and {there} left another; {_MERGE}"
         case Ia3() if (before.ia3, before.ia3_feedforward) != (method.targets, method.feedforward):
             return f"{here}: ia3 has an adapter of its own, and {there} left another; {_MERGE}"
     if before.ia3 and not isinstance(method, Ia3):

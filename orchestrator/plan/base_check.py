@@ -9,7 +9,17 @@ from orchestrator.contents import has_biases, json_object, linear_layers
 from orchestrator.errors import RecipeError
 from orchestrator.plan.adaptation import adaptations
 from orchestrator.plan.targets import TABLES, ends_in
-from orchestrator.schema import BitFit, FullFineTuning, Lora, Method, RandomBase, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import (
+    BitFit,
+    FullFineTuning,
+    Lora,
+    Method,
+    PromptMethod,
+    RandomBase,
+    Recipe,
+    TrainStage,
+    VocabularyStage,
+)
 
 _LLAMA_LAYERS = {"mlp": ("down_proj", "gate_proj", "up_proj"), "self_attn": ("k_proj", "o_proj", "q_proj", "v_proj")}
 _KEEP_VOCABULARY = "keep a vocabulary stage; with merge: none it leaves the tokenizer as it is"
@@ -89,12 +99,27 @@ def _misfits(recipe: Recipe, base: Path | RandomBase) -> list[str]:
         adaptations(recipe, layers_of(base))
     except RecipeError as error:
         found += error.problems
+    found += _dora_where_it_cannot_be(recipe)
     biases = isinstance(base, Path) and has_biases(base)
     found += [
         f"stages.{name}.method: {word} trains biases, and this model has none; choose another method"
         for name, stage in recipe.stages.items()
         if isinstance(stage, TrainStage) and not biases and (word := _trains_biases(stage.method))
     ]
+    return found
+
+
+def _dora_where_it_cannot_be(recipe: Recipe) -> list[str]:
+    """It takes lengths of whole rows of the weight at every step, and PEFT's of a table are of its columns."""
+    found = []
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, TrainStage) and isinstance(stage.method, Lora) and stage.method.dora:
+            if recipe.zero == 3:
+                found.append(
+                    f"stages.{name}.method.dora: needs whole weights, which zero=3 cuts up; set zero=2, or leave it out"
+                )
+            if not isinstance(stage.method.targets, str) and any(ends_in(TABLES[0], each) for each in stage.method.targets):
+                found.append(f"stages.{name}.method.dora: is for linear layers; leave embed_tokens out of the targets")
     return found
 
 
@@ -109,10 +134,15 @@ def _trains_biases(method: Method | None) -> str:
 
 def _long_blocks(trained: dict[str, TrainStage], base: Path | RandomBase) -> list[str]:
     positions = base.max_positions if isinstance(base, RandomBase) else _config(base).get("max_position_embeddings")
+    virtual = {
+        name: stage.method.virtual_tokens if isinstance(stage.method, PromptMethod) else 0 for name, stage in trained.items()
+    }
+    added = {name: f" + {count:,} virtual tokens" if count else "" for name, count in virtual.items()}
     return [
-        f"stages.{name}.block_length: {stage.block_length:,} is longer than the base model's {positions:,} positions"
+        f"stages.{name}.block_length: {stage.block_length:,}{added[name]} is longer than the base model's "
+        f"{positions:,} positions"
         for name, stage in trained.items()
-        if positions and stage.block_length > positions
+        if positions and stage.block_length + virtual[name] > positions
     ]
 
 

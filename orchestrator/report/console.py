@@ -27,6 +27,9 @@ from orchestrator.schema import (
     Lora,
     MergeStage,
     Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
     Recipe,
     TrainStage,
     VocabularyStage,
@@ -178,6 +181,8 @@ def _method_in_words(method: Method | None) -> str:
             return "biases"
         case Ia3():
             return f"IA3 on {_layers_in_words(method.targets)}"
+        case PromptTuning() | PTuning() | PrefixTuning():
+            return f"{method.virtual_tokens} virtual tokens ({method.kind.replace('_', ' ')})"
         case None:
             return ""
 

@@ -16,7 +16,17 @@ from orchestrator.schema.execution import (
     WandbTracking,
     Workers,
 )
-from orchestrator.schema.methods import BitFit, FullFineTuning, Ia3, Lora, Method
+from orchestrator.schema.methods import (
+    BitFit,
+    FullFineTuning,
+    Ia3,
+    Lora,
+    Method,
+    PrefixTuning,
+    PromptMethod,
+    PromptTuning,
+    PTuning,
+)
 from orchestrator.schema.recipe import HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
 from orchestrator.schema.stages import ExportStage, MergeStage, Resources, Stage, TrainStage, VocabularyStage
 from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
@@ -36,7 +46,11 @@ __all__ = [
     "MergeStage",
     "Method",
     "NoTracking",
+    "PTuning",
     "PlacedCluster",
+    "PrefixTuning",
+    "PromptMethod",
+    "PromptTuning",
     "RandomBase",
     "Range",
     "Reading",

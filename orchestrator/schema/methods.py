@@ -75,12 +75,45 @@ class Ia3(Schema):
         return self
 
 
+class PromptTuning(Schema):
+    """Embeddings of virtual tokens before every sample (Lester et al. 2021); they begin as those of random pieces."""
+
+    kind: Literal["prompt_tuning"]
+    virtual_tokens: PositiveInt = 20
+
+
+class PTuning(Schema):
+    """The same, made by a small network that learns with them and is not needed afterwards (Liu et al. 2021)."""
+
+    kind: Literal["p_tuning"]
+    virtual_tokens: PositiveInt = 20
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    hidden_size: PositiveInt = 128
+    layers: PositiveInt = 2
+    """Of an LSTM; an MLP has three."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Between the layers of an LSTM."""
+
+
+class PrefixTuning(Schema):
+    """Keys and values of virtual tokens in every layer (Li and Liang 2021)."""
+
+    kind: Literal["prefix_tuning"]
+    virtual_tokens: PositiveInt = 20
+    projection: PositiveInt | None = None
+    """Width of a network that makes them while they learn, as in the paper; they learn by themselves without one."""
+
+
+PromptMethod = PromptTuning | PTuning | PrefixTuning
+"""Those that leave the model as it is, and tell it something first."""
+
+
 def _by_name(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
 Method = Annotated[
-    Annotated[Lora | FullFineTuning | BitFit | Ia3, Field(discriminator="kind")],
+    Annotated[Lora | FullFineTuning | BitFit | Ia3 | PromptTuning | PTuning | PrefixTuning, Field(discriminator="kind")],
     BeforeValidator(_by_name),
 ]
 """By its kind alone, such as `method: bitfit`, or a mapping with its hyperparameters."""

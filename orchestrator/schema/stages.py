@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from orchestrator.schema.methods import FullFineTuning, Method
+from orchestrator.schema.methods import FullFineTuning, Method, PrefixTuning, PromptMethod
 from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 SavedModule = Literal["embed_tokens", "lm_head"]
@@ -87,6 +87,8 @@ class TrainStage(Schema):
             raise ValueError("nothing to train; give `method`, `modules_to_save` or `new_rows`")
         if isinstance(self.method, FullFineTuning) and (self.modules_to_save or self.new_rows):
             raise ValueError("method: full trains every weight; leave out modules_to_save and new_rows")
+        if isinstance(self.method, PromptMethod):
+            self._check_prompts(self.method)
         if both := sorted(set(self.modules_to_save) & set(self.new_rows)):
             raise ValueError(f"{both[0]} is in modules_to_save and in new_rows; train all of its rows, or the new ones")
         if (self.steps is None) == (self.epochs is None):
@@ -97,6 +99,22 @@ class TrainStage(Schema):
                 f"resources.micro_batch_size {self.resources.micro_batch_size:,}"
             )
         return self
+
+    def _check_prompts(self, method: PromptMethod) -> None:
+        if self.modules_to_save or self.new_rows:
+            raise ValueError(
+                f"method: {method.kind} leaves the model as it is, and its adapter holds nothing else; "
+                "leave out modules_to_save and new_rows"
+            )
+        if self.objective == "answers" and self.packing:
+            raise ValueError(
+                f"method: {method.kind} puts virtual tokens before a row, which must be one sample: packing=false"
+            )
+        if isinstance(method, PrefixTuning) and self.resources.gradient_checkpointing:
+            raise ValueError(
+                "method: prefix_tuning hands keys and values to every layer, which gradient_checkpointing would lose; "
+                "set resources.gradient_checkpointing=false"
+            )
 
 
 class MergeStage(Schema):

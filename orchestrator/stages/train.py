@@ -19,12 +19,11 @@ from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
 from orchestrator.model.adapters import (
     adapter_parameters,
-    adapter_tensors,
     attach,
-    beginnings,
     count_parameters,
     load_tensors,
     second_factors,
+    written_tensors,
 )
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
@@ -68,7 +67,9 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     if resumed:
         engine.load_state(resumed.state)
     progress = resumed.progress if resumed else Progress()
-    before = resumed.held_out if resumed else run.evaluate(engine, progress)
+    with model.base_alone():
+        # Before they learned anything virtual tokens are noise, and no part of the base.
+        before = resumed.held_out if resumed else run.evaluate(engine, progress)
     check = LearningCheck(engine.master_checksums, engine.frozen_checksums, resumed.learning if resumed else None)
     recording = _recorded(run, progress, _utilisation(run, engine))
     with recording as (recorders, summary), _saved(run, engine, check, before) as saving:
@@ -260,8 +261,7 @@ def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: 
     names = [prefix + name for name in adapter_parameters(model.model, assignment.adaptation)]
     parameters = {name.removeprefix(prefix): tensor for name, tensor in engine.parameters(names) if rank == 0}
     if rank == 0:
-        began = beginnings(model.model)
-        tensors = adapter_tensors(parameters, assignment.adaptation, assignment.base_tokens, began)
+        tensors = written_tensors(model.model, parameters, assignment.adaptation, assignment.base_tokens)
         folder: Path = assignment.folder / "adapter"
         write_adapter(folder, tensors, assignment.adaptation, assignment.origin, assignment.base, assignment.tokenizer)
 

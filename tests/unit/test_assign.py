@@ -15,7 +15,7 @@ SAME = HeldOut("validation", Path("/anywhere/data-aaaaaaaaaaaa"))
 
 
 def plan_with(reference_of_embeddings: dict) -> Plan:
-    data = dict.fromkeys(("vocabulary", "embeddings", "attention", "instruct"), "d" * 64)
+    data: dict[str, str] = dict.fromkeys(("vocabulary", "embeddings", "attention", "instruct"), "d" * 64)
     contents = Contents("b" * 64, "c" * 64, data, linear_layers=LAYERS)
     plan = make_plan(compose(["stage=2"]), contents, Path("/nowhere"))
     done = plan.named("embeddings")

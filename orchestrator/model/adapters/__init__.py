@@ -12,7 +12,7 @@ from orchestrator.model.adapters.config import peft_config
 from orchestrator.model.adapters.merging import MergeRule, merge_rule, read_merge_rule
 from orchestrator.model.adapters.names import KEY_PREFIX, ROWS_NAME
 from orchestrator.model.adapters.singular import beginnings
-from orchestrator.model.adapters.tensors import adapter_tensors, load_tensors
+from orchestrator.model.adapters.tensors import adapter_tensors, load_tensors, written_tensors
 
 __all__ = [
     "KEY_PREFIX",
@@ -30,4 +30,5 @@ __all__ = [
     "read_merge_rule",
     "second_factors",
     "trained_parameters",
+    "written_tensors",
 ]

@@ -16,7 +16,9 @@ from torch import nn
 from orchestrator.errors import RecipeError
 from orchestrator.model.adapters.config import peft_config
 from orchestrator.model.adapters.names import ADAPTER, adapted_layer
+from orchestrator.model.adapters.prompting import add_prompts
 from orchestrator.model.adapters.singular import take_out
+from orchestrator.model.prompts import NAME as PROMPTS
 from orchestrator.model.tables import NEW_ROWS, OLD_ROWS, split_table
 from orchestrator.plan.adaptation import Adaptation, Bias
 from orchestrator.plan.targets import ends_in
@@ -29,6 +31,8 @@ def attach(model: nn.Module, adaptation: Adaptation, seed: int, base_tokens: int
     before. Raises RecipeError for a target that the model has not.
     """
     _check_targets(model, adaptation)
+    if adaptation.prompt:
+        add_prompts(model, adaptation.prompt, seed)
     if adaptation.lora or adaptation.ia3:
         torch.manual_seed(seed)
         # Without modules_to_save: PEFT would wrap embedding and head, and train a second copy of each.
@@ -54,6 +58,8 @@ def trained_parameters(model: nn.Module, adaptation: Adaptation) -> list[str]:
     """Names of the parameters that the stage trains, in the model's order."""
     if adaptation.full:
         return [name for name, _ in model.named_parameters()]
+    if adaptation.prompt:
+        return adapter_parameters(model, adaptation)
     layers = adaptation.trained_lora + (adaptation.ia3 if adaptation.trains_ia3 else ())
     tables = (*adaptation.trained_modules, *adaptation.trained_rows)
     names = _parameters(model, layers, tables, adaptation.trained_bias)
@@ -62,6 +68,8 @@ def trained_parameters(model: nn.Module, adaptation: Adaptation) -> list[str]:
 
 def adapter_parameters(model: nn.Module, adaptation: Adaptation) -> list[str]:
     """Names of the parameters that an adapter is made from."""
+    if adaptation.prompt:
+        return [name for name, _ in model.named_parameters() if name.startswith(f"{PROMPTS}.")]
     layers = (*adaptation.lora, *adaptation.ia3)
     return _parameters(model, layers, (*adaptation.modules_to_save, *adaptation.rows_to_save), adaptation.bias)
 

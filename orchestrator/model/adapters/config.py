@@ -7,6 +7,8 @@ from typing import Any
 from peft import IA3Config, LoraConfig, PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from orchestrator.model.adapters.prompting import prompt_config
+from orchestrator.model.loading import load_config
 from orchestrator.plan.adaptation import Adaptation
 
 
@@ -15,6 +17,9 @@ def peft_config(adaptation: Adaptation, base: Path | None = None, new_rows: rang
 
     `new_rows` are those of the tokens that were added, where the adapter holds any.
     """
+    if adaptation.prompt:
+        assert base
+        return prompt_config(adaptation.prompt, load_config(base), str(base))
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base) if base else None,

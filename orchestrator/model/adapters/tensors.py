@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
 from orchestrator.model.adapters.names import ROWS_NAME, adapter_key, plain_key, rows_key
-from orchestrator.model.adapters.singular import difference
+from orchestrator.model.adapters.prompting import prompt_tensors
+from orchestrator.model.adapters.singular import beginnings, difference
 from orchestrator.model.tables import NEW_ROWS, OLD_ROWS
 from orchestrator.plan.adaptation import Adaptation
 
@@ -39,6 +40,15 @@ def adapter_tensors(
         keys = [f"{adapter_key(layer)}.lora_{factor}.weight" for factor in "AB"]
         found |= dict(zip(keys, difference((found[keys[0]], found[keys[1]]), began, adaptation.rslora), strict=True))
     return found
+
+
+def written_tensors(
+    model: nn.Module, parameters: Mapping[str, Tensor], adaptation: Adaptation, base_tokens: int | None
+) -> dict[str, Tensor]:
+    """The adapter of a model by PEFT key, from its parameters that `adapter_parameters` named, whole."""
+    if adaptation.prompt:
+        return prompt_tensors(model, parameters)
+    return adapter_tensors(parameters, adaptation, base_tokens, beginnings(model))
 
 
 @torch.no_grad()

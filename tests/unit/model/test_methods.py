@@ -22,6 +22,7 @@ from orchestrator.model.adapters import (
 from orchestrator.model.loss import SummedLoss
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.plan.targets import LoraShape
+from orchestrator.schema import PrefixTuning, PromptTuning, PTuning
 
 IDS = torch.arange(20).reshape(2, 10)
 BLOCKS = 2
@@ -240,3 +241,54 @@ def test_loraplus_is_about_b_on_layers_and_tables() -> None:
         "embedding_B.default",
         "B.default.weight",
     }
+
+
+PROMPTS = {
+    "prompt tuning": PromptTuning(kind="prompt_tuning", virtual_tokens=3),
+    "p-tuning": PTuning(kind="p_tuning", virtual_tokens=3, hidden_size=8),
+    "p-tuning by an lstm": PTuning(kind="p_tuning", virtual_tokens=3, hidden_size=8, encoder="lstm"),
+    "prefix tuning": PrefixTuning(kind="prefix_tuning", virtual_tokens=3),
+    "prefix tuning through a network": PrefixTuning(kind="prefix_tuning", virtual_tokens=3, projection=8),
+}
+
+
+def prompted(name: str) -> SummedLoss:
+    model = new_model()
+    attach(model, Adaptation(prompt=PROMPTS[name]), seed=1)
+    return SummedLoss(model)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_virtual_tokens_learn_and_the_model_does_not(name: str) -> None:
+    loss = prompted(name)
+    loss(IDS, IDS).backward()
+    for parameter_name, parameter in loss.model.named_parameters():
+        assert parameter.requires_grad == parameter_name.startswith("prompts."), parameter_name
+        assert (parameter.grad is not None and parameter.grad.any().item()) == parameter.requires_grad, parameter_name
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_each_sample_sees_the_virtual_tokens_and_nothing_of_the_others(name: str) -> None:
+    loss = prompted(name).eval()
+    with torch.no_grad():
+        both, first = loss(IDS, IDS), loss(IDS[:1], IDS[:1])
+        second = loss(IDS[1:], IDS[1:])
+    torch.testing.assert_close(both, first + second)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_base_alone_is_measured_without_them(base: LlamaForCausalLM, name: str) -> None:
+    loss = prompted(name).eval()
+    with torch.no_grad():
+        told, expected = loss(IDS, IDS), SummedLoss(base)(IDS, IDS)
+        with loss.base_alone():
+            alone = loss(IDS, IDS)
+        again = loss(IDS, IDS)
+    assert torch.equal(alone, expected)
+    assert torch.equal(told, again)
+    assert not torch.allclose(told, alone, atol=1e-3)
+
+
+def test_a_row_of_several_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="must hold one sample"):
+        prompted("prompt tuning")(IDS, IDS, torch.arange(10).expand(2, -1))

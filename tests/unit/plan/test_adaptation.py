@@ -70,14 +70,15 @@ MERGE = "put a stage of kind merge between them"
 
 
 def chain(make_recipe, *methods: object, **changes: object) -> list[Adaptation]:
-    """The adaptations of stages with these methods, one after the other; "merge" stands for such a stage."""
+    """The adaptations of stages with these methods, one after the other; "merge" and "export" stand for such stages."""
     train = {"kind": "train", "objective": "next_token", "block_length": 8, "global_batch_size": 4, "steps": 1}
     train |= {"learning_rate": 1e-3, **changes}
     stages: dict[str, Any] = {
         f"stages.{name}": None for name in ("vocabulary", "embeddings", "attention", "instruct", "export")
     }
     for number, method in enumerate(methods):
-        stages[f"stages.s{number}"] = {"kind": "merge"} if method == "merge" else train | {"method": method}
+        other = {"kind": method} if method in ("merge", "export") else None
+        stages[f"stages.s{number}"] = other or train | {"method": method}
     return list(adaptations(make_recipe(stages), LAYERS).values())
 
 
@@ -137,6 +138,10 @@ def test_ia3_goes_on_with_its_own(make_recipe) -> None:
             [LORA, LORA | {"init": "pissa"}],
             f"stages.s1.method.init: pissa begins with the weights alone, and stages.s0 adapted them; {MERGE}",
         ),
+        ([LORA, "p_tuning"], f"stages.s1.method: p_tuning has an adapter of its own, and stages.s0 left another; {MERGE}"),
+        (["p_tuning", LORA], "stages.s1: nothing can follow the p_tuning of stages.s0, which is in none of the weights"),
+        (["p_tuning", "merge"], "stages.s1: the p_tuning of stages.s0 is told to a model and is in none of its weights$"),
+        (["p_tuning", "export"], "stages.s1.merged: the p_tuning of stages.s0 .* weights; set stages.s1.merged=false$"),
         (
             [LORA | {"init": "pissa"}, LORA],
             "stages.s1.method: q_proj was given rank 8 and alpha 16 by stages.s0, and goes on with them; it cannot become",

@@ -1,6 +1,7 @@
 """What a recipe names outside itself is found and hashed before anything starts, and all that is missing is said at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,43 @@ def test_a_share_of_no_text_is_refused(make_recipe) -> None:
     recipe = make_recipe({"base_model": RANDOM_BASE, "text": None, "validation": {"share": 0.25}})
     with pytest.raises(RecipeError, match=r"validation.share: there is no text to hold out a share of"):
         find_inputs(recipe)
+
+
+LORA = {"kind": "lora", "targets": ["q_proj"], "rank": 4, "alpha": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"method": "bitfit"},
+            "stages.instruct.method: bitfit trains biases, and this model has none; choose another method",
+        ),
+        (
+            {"method": LORA | {"bias": "lora_only"}},
+            "stages.instruct.method: bias: lora_only trains biases, and this model has",
+        ),
+        (
+            {"method": LORA | {"dora": True, "targets": ["embed_tokens"]}},
+            "stages.instruct.method.dora: is for linear layers",
+        ),
+        (
+            {"method": {"kind": "prefix_tuning", "virtual_tokens": 60}, "packing": False, "block_length": 64},
+            "stages.instruct.block_length: 64 + 60 virtual tokens is longer than the base model's 100 positions",
+        ),
+    ],
+)
+def test_a_method_that_does_not_fit_the_model_is_refused(make_recipe, changes: dict[str, Any], problem: str) -> None:
+    given = {f"stages.instruct.{name}": value for name, value in (changes | {"modules_to_save": []}).items()}
+    base = RANDOM_BASE | {"max_positions": 100}
+    without = {"stages.embeddings": None, "stages.attention": None, "stages.export.merged": False}
+    with pytest.raises(RecipeError) as caught:
+        find_inputs(make_recipe({"base_model": base} | without | given))
+    assert str(caught.value).startswith(problem)
+
+
+def test_dora_needs_whole_weights(make_recipe) -> None:
+    given = {"base_model": RANDOM_BASE, "stages.attention.method": LORA | {"dora": True}, "stages.instruct.method": None}
+    find_inputs(make_recipe(given))
+    with pytest.raises(RecipeError, match=r"stages\.attention\.method\.dora: needs whole weights, which zero=3 cuts up"):
+        find_inputs(make_recipe(given | {"zero": 3}))
