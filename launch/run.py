@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.supervise import MAY_PASS, OUR_MISTAKE, supervise
+from orchestrator.comparison import run_comparison
 from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, RecipeError
 from orchestrator.pipeline import run_pipeline
@@ -28,7 +29,11 @@ def run(words: Sequence[str]) -> None:
         if recipe.supervise:
             command = [sys.executable, __file__, *words, "supervise=false"]
             sys.exit(supervise(command, recipe.recovery.max_failures))
-        run_pipeline(recipe, console, shlex.join(["python", "launch/run.py", *words]))
+        command = shlex.join(["python", "launch/run.py", *words])
+        if recipe.compare:
+            run_comparison(recipe, console, command)
+        else:
+            run_pipeline(recipe, console, command)
     except Interrupted as error:
         console.fail(str(error))
         sys.exit(128 + error.signal_number)

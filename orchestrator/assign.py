@@ -82,13 +82,20 @@ def preparation(recipe: Recipe, inputs: Inputs, planned: PlannedStage, tokenizer
 
 
 def held_out_preparations(recipe: Recipe, inputs: Inputs, tokenizer: Path) -> dict[str, Preparation]:
-    """The texts that are evaluated before and after a training stage, by name.
+    """What is evaluated before and after a training stage, by name.
 
-    All stages see them in windows of the same length, so that their numbers compare.
+    All stages see it in windows of the same length, so that their numbers compare.
     """
-    window = min(stage.block_length for stage in recipe.stages.values() if isinstance(stage, TrainStage))
+    trained = [stage for stage in recipe.stages.values() if isinstance(stage, TrainStage)]
+    window = min(stage.block_length for stage in trained)
     found = {}
     for name, files in inputs.held_out.items():
+        if name == "instructions":
+            # Put as they are learned, where they are.
+            stage = next((stage for stage in trained if stage.objective == "answers"), trained[0])
+            put = {"block_length": stage.block_length, "template": stage.template, "choice": _choice(recipe, None)}
+            found[name] = Preparation("held_out_answers", tokenizer, "validation_instructions", files, **put)
+            continue
         choice = _choice(recipe, _split(recipe, "held_out") if name == "validation" else None)
         found[name] = Preparation("held_out", tokenizer, name, files, window, choice=choice)
     return found

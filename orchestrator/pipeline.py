@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,37 +20,52 @@ from orchestrator.run_root import RunRoot, run_root
 from orchestrator.schema import LocalCluster, Recipe, TrainStage, VocabularyStage
 from orchestrator.stage_run import Devices, Run, prepare_all, remove_loose_ends, run_stage
 
+Planned = list[tuple[Run, Plan]]
+"""Pipelines with what is left of them to run."""
+
 
 def run_pipeline(recipe: Recipe, console: Console, command: str) -> Plan:
     """Runs what the selected stages still need, and gives the plan with all of it done."""
-    root = run_root(recipe.run_root)
-    run = Run(recipe, find_inputs(recipe), root, console, command)
-    root.fetch_records()
-    plan = make_plan(recipe, run.inputs.contents, root.local)
-    console.show_plan(recipe, plan)
-    if root.url:
-        console.say(f"results are kept at {root.url}; {root.local} is this machine's copy of what it needs")
-    for planned in plan.stages:
-        # A run that was killed at the very end had no time for this.
-        if planned.record:
-            remove_loose_ends(root, planned)
-    if plan.to_run:
-        _check_writable(root)
-        _check_data(run, plan)
-        plan = _run_on_cluster(run, plan)
-    else:
-        console.say("nothing to run: every stage that was asked for is done")
+    (plan,) = run_pipelines([recipe], console, command, lambda plans: console.show_plan(recipe, plans[0]))
     console.show_results(plan)
     return plan
 
 
-def _run_on_cluster(run: Run, plan: Plan) -> Plan:
+def run_pipelines(
+    recipes: Sequence[Recipe], console: Console, command: str, show: Callable[[Sequence[Plan]], None]
+) -> list[Plan]:
+    """The same for several recipes that differ in stages and seeds alone, one after the other on the same workers.
+
+    `show` tells a person what is planned. A stage that several of them have runs once.
+    """
+    root = run_root(recipes[0].run_root)
+    runs = [Run(recipe, find_inputs(recipe), root, console, command) for recipe in recipes]
+    root.fetch_records()
+    planned = [(run, make_plan(run.recipe, run.inputs.contents, root.local)) for run in runs]
+    show([plan for _, plan in planned])
+    if root.url:
+        console.say(f"results are kept at {root.url}; {root.local} is this machine's copy of what it needs")
+    for entry in (entry for _, plan in planned for entry in plan.stages):
+        # A run that was killed at the very end had no time for this.
+        if entry.record:
+            remove_loose_ends(root, entry)
+    if not any(plan.to_run for _, plan in planned):
+        console.say("nothing to run: every stage that was asked for is done")
+        return [plan for _, plan in planned]
+    _check_writable(root)
+    for number, (run, plan) in enumerate(planned):
+        if number == 0 or run.inputs.data != planned[0][0].inputs.data:
+            _check_data(run, plan)
+    return _run_on_cluster(planned)
+
+
+def _run_on_cluster(planned: Planned) -> list[Plan]:
     # Ray takes seconds to import; a pipeline that is done does not wait for it.
     from orchestrator.cluster.node_check import check_nodes  # noqa: PLC0415
     from orchestrator.cluster.recovery import worker_group  # noqa: PLC0415
     from orchestrator.cluster.session import connected  # noqa: PLC0415
 
-    trained = {planned.name: planned.stage for planned in plan.to_run if isinstance(planned.stage, TrainStage)}
+    run, trained = planned[0][0], _trained(planned)
     if run.recipe.workers:
         allowed_numbers(run.recipe.workers, trained)
     run.console.say("starting Ray")
@@ -59,9 +74,18 @@ def _run_on_cluster(run: Run, plan: Plan) -> Plan:
         check_precision(run.recipe.precision, size)
         if not isinstance(run.recipe.cluster, LocalCluster):
             run.console.say("asking every node")
-            check_nodes(run.root, _files_read(run, plan))
+            check_nodes(run.root, sorted({file for each, plan in planned for file in _files_read(each, plan)}))
         with closing(worker_group(size, run.recipe.recovery, run.console.warn)) as group:
-            return _run_stages(run, plan, Devices(size, group))
+            return [_run_stages(each, plan, Devices(size, group)) for each, plan in planned]
+
+
+def _trained(planned: Planned) -> dict[str, TrainStage]:
+    """The stages that workers train, by name, and of several recipes by theirs."""
+    found = {}
+    for run, plan in planned:
+        prefix = f"{run.recipe.name} " if len(planned) > 1 else ""
+        found |= {f"{prefix}{each.name}": each.stage for each in plan.to_run if isinstance(each.stage, TrainStage)}
+    return found
 
 
 def _run_stages(run: Run, plan: Plan, devices: Devices) -> Plan:
@@ -118,7 +142,10 @@ def _check_data(run: Run, plan: Plan) -> None:
     problems = []
     seen: set[tuple] = set()
     checks: list[tuple[Callable[..., object], str, tuple[DataFile, ...]]]
-    checks = [(check_documents, name, files) for name, files in run.inputs.held_out.items()]
+    checks = [
+        (check_instructions, "validation_instructions", files) if name == "instructions" else (check_documents, name, files)
+        for name, files in run.inputs.held_out.items()
+    ]
     for planned in plan.to_run:
         if files := run.inputs.data.get(planned.name):
             answers = isinstance(planned.stage, TrainStage) and planned.stage.objective == "answers"

@@ -80,7 +80,9 @@ def run_stage(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, lea
             case VocabularyStage():
                 results = _run_vocabulary(run, planned, exchange)
             case TrainStage():
-                results = _run_train(run, plan, planned, devices, Overseer(ledger, run.console.warn, lease.check))
+                results = _run_train(
+                    run, plan, planned, devices, Overseer(ledger, run.console.warn, run.console.show_learning, lease.check)
+                )
             case ExportStage():
                 results = _run_export(run, plan, planned, bodies.export_body)
             case MergeStage():

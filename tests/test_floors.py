@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "launch": 9,
+    "launch": 10,
+    "comparison": 9,
     **dict.fromkeys(("pipeline", "stage_run", "publishing", "assign"), 8),
     **dict.fromkeys(("cluster", "rayjob"), 7),
     "stages": 6,

@@ -1,6 +1,6 @@
 """Who looks on while a stage runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.tracking.ledger import Ledger
@@ -12,5 +12,7 @@ class Overseer:
 
     ledger: Ledger
     say: Callable[[str], None]
+    show_learning: Callable[[Mapping[str, tuple[int, int]]], None]
+    """By kind of module how many parameters learn, and of how many; before the first step."""
     check: Callable[[], None]
     """Raises when the stage is no longer ours to run; asked several times a second."""

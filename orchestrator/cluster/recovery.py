@@ -41,6 +41,8 @@ class _Attempts:
         self._assignment, self._group, self._recovery = assignment, group, recovery
         self._overseer, self._interrupts = overseer, interrupts
         self._saved_step = 0
+        self._has_shown = False
+        """What learns, which a person is told once."""
         self._failures: list[Failure] = []
         """In a row, without a new checkpoint between them."""
 
@@ -85,6 +87,10 @@ class _Attempts:
         kind = fields.pop("event")
         self._overseer.ledger.write(kind, **fields)
         match kind:
+            case "learns":
+                if not self._has_shown:
+                    self._overseer.show_learning(event["kinds"])
+                self._has_shown = True
             case "checkpoint":
                 self._saved_step = event["step"]
                 self._failures = []

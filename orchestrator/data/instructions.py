@@ -33,6 +33,10 @@ class Instruction:
     def characters(self) -> int:
         return sum(len(message.content) for message in self.messages)
 
+    @property
+    def answer_characters(self) -> int:
+        return sum(len(message.content) for message in self.messages if message.role == "assistant")
+
 
 @dataclass(frozen=True)
 class InstructionCounts:

@@ -67,16 +67,20 @@ def held_out_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]
 
 
 def answer_rows(
-    tokenizer: "PreTrainedTokenizerBase", instructions: Iterable[Instruction], block_length: int, template: Template
+    tokenizer: "PreTrainedTokenizerBase",
+    instructions: Iterable[Instruction],
+    block_length: int,
+    template: Template,
+    characters: Callable[[Instruction], int] = lambda instruction: instruction.characters,
 ) -> Iterator[RowBatch]:
-    """A row for each instruction, with loss on its answers and their end tokens."""
+    """A row for each instruction, with loss on its answers and their end tokens; `characters` are those that are counted."""
     begin = begin_ids(tokenizer)
     for batch in _batches(instructions, lambda instruction: instruction.characters):
         samples = tokenize_instructions(tokenizer, template, batch)
         yield RowBatch(
             rows=[fit(sample, block_length, begin) for sample in samples],
             documents=len(batch),
-            characters=sum(instruction.characters for instruction in batch),
+            characters=sum(map(characters, batch)),
             truncated=sum(len(sample) > block_length for sample in samples),
         )
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,9 +54,13 @@ class Preparation:
     part_bytes: int = PART_BYTES
     """No row reaches over the end of a part."""
 
+    @property
+    def is_of_instructions(self) -> bool:
+        return self.objective in ("answers", "held_out_answers")
+
     def identity(self) -> dict[str, Any]:
         """All that the rows depend on; where the files lie is no part of it."""
-        is_answers = self.objective == "answers"
+        is_answers = self.is_of_instructions
         return {
             "code": CODE_VERSION,
             "objective": self.objective,
@@ -73,12 +78,12 @@ class Preparation:
 
     def nothing_in(self, file: DataFile) -> DataError:
         """What is wrong with a file that holds no document."""
-        missing = instructions.no_instruction if self.objective == "answers" else documents.no_document
+        missing = instructions.no_instruction if self.is_of_instructions else documents.no_document
         return missing(self.field, file)
 
     def read(self, piece: FileSlice, complain: Complain) -> Iterator[Item]:
         """The documents or instructions of a part of a file."""
-        reader = instructions.read_slice if self.objective == "answers" else documents.read_slice
+        reader = instructions.read_slice if self.is_of_instructions else documents.read_slice
         return cast("Iterator[Item]", reader(self.field, piece, complain))
 
 
@@ -177,8 +182,13 @@ class PartMaker:
     def _row_batches(self, items: Iterable[Item]) -> Iterator[RowBatch]:
         self._tokenizer = self._tokenizer or load_tokenizer(self._preparation.tokenizer)
         preparation, block_length = self._preparation, self._preparation.block_length
-        if preparation.objective == "answers":
-            rows = answer_rows(self._tokenizer, cast("Iterable[Instruction]", items), block_length, preparation.template)
+        if preparation.is_of_instructions:
+            given = cast("Iterable[Instruction]", items)
+            if preparation.objective == "held_out_answers":
+                # Those that the loss is over, so that it compares as bits per character.
+                characters = attrgetter("answer_characters")
+                return answer_rows(self._tokenizer, given, block_length, preparation.template, characters)
+            rows = answer_rows(self._tokenizer, given, block_length, preparation.template)
             return packed_rows(rows, block_length) if preparation.packing else rows
         make = held_out_rows if preparation.objective == "held_out" else next_token_rows
         return make(self._tokenizer, cast("Iterable[str]", items), block_length)

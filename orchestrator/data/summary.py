@@ -8,8 +8,8 @@ from typing import Any, Literal
 from orchestrator.data.storage import ARRAYS
 from orchestrator.store import read_json, sha256_file, write_json
 
-Objective = Literal["next_token", "answers", "held_out"]
-"""What the rows are for: learning text, learning the answers to instructions, or measuring loss on text."""
+Objective = Literal["next_token", "answers", "held_out", "held_out_answers"]
+"""What the rows are for: learning text, learning the answers to instructions, or measuring the loss on either."""
 
 _SUMMARY_FILE = "data.json"
 
@@ -42,7 +42,7 @@ class Summary:
         return self.tokens / (self.rows * self.block_length)
 
     def __str__(self) -> str:
-        what = "instructions" if self.objective == "answers" else "documents"
+        what = "instructions" if self.objective.endswith("answers") else "documents"
         cut = f", {self.truncated:,} of them cut to fit" if self.truncated else ""
         left_out = [f"{self.duplicates:,} copies"] * bool(self.duplicates) + [f"{self.bad:,} bad records"] * bool(self.bad)
         cut += f", without {' and '.join(left_out)}" if left_out else ""

@@ -41,7 +41,7 @@ class Inputs:
     data: dict[str, tuple[DataFile, ...]]
     """By stage, of each stage that reads data."""
     held_out: dict[str, tuple[DataFile, ...]]
-    """Validation and retention text, where the recipe has them."""
+    """Validation and retention text and instructions, where the recipe has them."""
     contents: Contents
 
 
@@ -65,6 +65,9 @@ def find_inputs(recipe: Recipe) -> Inputs:
     with problems.collected():
         if files := _validation(recipe):
             held_out["validation"] = files
+    with problems.collected():
+        if recipe.validation_instructions:
+            held_out["instructions"] = find_data("validation_instructions", recipe.validation_instructions)
     with problems.collected():
         held_out |= {"retention": find_data("retention.text", recipe.retention.text)} if recipe.retention else {}
     if base is not None:

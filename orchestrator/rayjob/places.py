@@ -72,7 +72,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Every file that the recipe names, with its field."""
     if not isinstance(recipe.base_model, RandomBase):
         yield "base_model", recipe.base_model
-    for field in ("text", "instructions", "validation"):
+    for field in ("text", "instructions", "validation", "validation_instructions"):
         yield from ((field, path) for path in _paths(getattr(recipe, field)))
     if recipe.retention:
         yield from (("retention.text", source) for source in recipe.retention.text)

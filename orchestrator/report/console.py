@@ -5,7 +5,7 @@ Where the output is no terminal there are plain lines instead of a moving one, a
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from rich.text import Text
 
 from orchestrator.plan.plan import Plan, PlannedStage, State
 from orchestrator.plan.record import Record
+from orchestrator.report import comparison
+from orchestrator.report.comparison import Measured
 from orchestrator.report.history import described
 from orchestrator.report.preparing import Prepared, PreparingLine
 from orchestrator.report.words import duration, size
@@ -67,6 +69,15 @@ class Console:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._terminal.print(table)
+
+    def show_learning(self, kinds: Mapping[str, tuple[int, int]]) -> None:
+        """By kind of module how many parameters learn, and of how many."""
+        rows = [(f"  {kind}", f"{trained:,}", f"{total:,}") for kind, (trained, total) in kinds.items() if trained]
+        frozen = sum(total for trained, total in kinds.values() if not trained)
+        self.show_table(("  learns", "parameters", "of"), [*rows, ("  all else is frozen", "", f"{frozen:,}")])
+
+    def show_comparison(self, measured: Sequence[Measured]) -> None:
+        self.show_table(comparison.HEADINGS, comparison.rows(measured))
 
     def stage_begins(self, planned: PlannedStage) -> None:
         heading = Text.assemble((f"{planned.number} {planned.name}", "bold"), f" → {shown(planned.folder)}")

@@ -27,7 +27,7 @@ from orchestrator.schema.methods import (
     PromptTuning,
     PTuning,
 )
-from orchestrator.schema.recipe import HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
+from orchestrator.schema.recipe import Comparison, HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
 from orchestrator.schema.stages import ExportStage, MergeStage, Resources, Stage, TrainStage, VocabularyStage
 from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
 
@@ -36,6 +36,7 @@ __all__ = [
     "BitFit",
     "CheckpointPolicy",
     "Cluster",
+    "Comparison",
     "ExportStage",
     "FullFineTuning",
     "HeldOutShare",

@@ -1,6 +1,6 @@
 """A whole recipe: the words a user types, and the stages by name, in order."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 
@@ -67,6 +67,18 @@ class Reading(Schema):
     """Learn equal documents of a stage once."""
 
 
+class Comparison(Schema):
+    """One stage, trained in several ways from the same start."""
+
+    stage: str
+    """The training stage that differs; the stages before it are shared, those after it are left out."""
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    """By name: what the stage says otherwise, such as `{method: full, learning_rate: 1e-4}`."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(1, 2, 3), min_length=1)
+    latency_tokens: NonNegativeInt = 32
+    """Tokens that are generated to measure what a method costs afterwards; 0 measures nothing."""
+
+
 def _plain_selection(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -82,11 +94,15 @@ class Recipe(Schema):
     instructions: WeightedSources = ()
     validation: Validation = ()
     """Held-out text, or a share of `text` to hold out: bits per character before and after each training stage."""
+    validation_instructions: Sources = ()
+    """Held-out instructions: bits per character of their answers before and after each training stage."""
     retention: Retention | None = None
     reading: Reading = Reading()
     seed: NonNegativeInt = 1
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     stages: dict[str, Stage] = Field(min_length=1)
+    compare: Comparison | None = None
+    """Trains a stage in several ways, and makes a table of what came out, in place of the recipe itself."""
 
     workers: Workers | None = None
     """Training processes, one a device; as many as fit by default. A range such as 2-8 takes what there is at the time."""

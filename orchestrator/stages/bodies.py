@@ -56,6 +56,12 @@ def merge_body(stage: MergeStage, assignment: ExportAssignment) -> dict[str, Any
     return run_merge(stage, assignment)
 
 
+def latency_body(base: Path, adapter: Path | None, can_merge: bool, precision: str, tokens: int) -> dict[str, float]:
+    from orchestrator.stages.latency import run_latency
+
+    return run_latency(base, adapter, can_merge, precision, tokens)
+
+
 def prepare_body(exchange: Exchange, preparation: Preparation, worth_bytes: int | None = None) -> tuple[Path, int]:
     """The folder of prepared data, and how many rows it has; more than `worth_bytes` is prepared by the whole cluster."""
     from orchestrator.data.parallel import WORTH_BYTES, on_ray

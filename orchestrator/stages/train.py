@@ -20,6 +20,7 @@ from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
 from orchestrator.model.adapters import (
     adapter_parameters,
     attach,
+    count_by_kind,
     count_parameters,
     load_tensors,
     second_factors,
@@ -63,6 +64,8 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     if resumed is None:
         _check_before(assignment, model, run.batches)
     trainable, total = count_parameters(model)
+    if run.rank == 0:
+        link.note({"event": "learns", "kinds": count_by_kind(model.model)})
     engine = Engine(model, _engine_settings(assignment, model, run.num_workers))
     if resumed:
         engine.load_state(resumed.state)

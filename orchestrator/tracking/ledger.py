@@ -5,6 +5,7 @@ event. An event has its `time` in seconds since the epoch, its name, and:
 
     begin                      pid, host, command; step, if known: the last in the metrics.  A command starts or resumes it.
     attempt                    workers, zero, micro_batch_size, accumulation, nodes; from_step, if known
+    learns                     kinds: by module, how many parameters learn, and of how many
     resumed                    step: that of the checkpoint from which an attempt goes on
     first_step                 step: the first that an attempt did
     checkpoint                 step, bytes, seconds

@@ -10,11 +10,13 @@ from omegaconf import OmegaConf
 
 from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
 from orchestrator.plan.plan import Contents, State, make_plan
+from orchestrator.plan.variants import variants
 from orchestrator.schema import Lora, RandomBase, Recipe, TrainStage
 from tests.llama_layers import LAYERS
 
 FILES = sorted(path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.y*ml"))
-NUM_FILES = 29
+NUM_FILES = 36
+CHINESE_LLAMA = ("chinese_llama", "chinese_llama_published")
 
 
 def options(group: str) -> list[str]:
@@ -51,7 +53,7 @@ def test_every_file_is_reached_by_a_composition() -> None:
 
 
 def test_every_recipe_is_tried_at_every_scale() -> None:
-    assert len(COMPOSITIONS) == 2 * 4 + 5 + 2
+    assert len(COMPOSITIONS) == 3 * 4 + 5 + 2
 
 
 @pytest.mark.parametrize("words", COMPOSITIONS, ids=" ".join)
@@ -68,13 +70,13 @@ def test_a_composition_validates_and_plans(words: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("scale", options("scale"))
-@pytest.mark.parametrize("name", options("recipe"))
+@pytest.mark.parametrize("name", CHINESE_LLAMA)
 def test_the_chinese_llama_stages_are_numbered_as_published(name: str, scale: str) -> None:
     stages = list(compose([f"recipe={name}", f"scale={scale}"]).stages)
     assert stages == ["vocabulary", "embeddings", "attention", "instruct", "export"]
 
 
-@pytest.mark.parametrize("name", options("recipe"))
+@pytest.mark.parametrize("name", CHINESE_LLAMA)
 def test_the_budget_at_7b_is_the_published_one(name: str) -> None:
     """Cui et al. 2023, Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca, and the authors' scripts."""
     recipe = compose([f"recipe={name}", "scale=7b"])
@@ -130,3 +132,16 @@ def test_the_demo_needs_no_download_and_brings_its_own_text() -> None:
     sources = [recipe.text, recipe.instructions, recipe.validation, recipe.retention.text, recipe.base_model.text]
     assert all(sources)
     assert all(str(source).startswith("sample:") for part in sources for source in part)
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+def test_a_comparison_differs_in_method_learning_rate_and_seed_alone(scale: str) -> None:
+    tried = variants(compose(["recipe=method_comparison", f"scale={scale}"]))
+    assert len(tried) == 11 * 3
+    assert len({(variant.name, variant.seed) for variant in tried}) == len(tried)
+    stages = [train_stages(variant.recipe)["task"] for variant in tried]
+    assert len({stage.model_dump_json(exclude={"method", "learning_rate"}) for stage in stages}) == 1
+    methods = [stage.method for stage in stages]
+    assert all(method is not None for method in methods)
+    assert [variant.seed for variant in tried[:4]] == [1, 2, 3, 1]
+    assert methods[0] == methods[1] == methods[2] != methods[3]

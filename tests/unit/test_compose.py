@@ -100,7 +100,8 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     [
         (
             "recipe=chinese_lama",
-            "recipe: 'chinese_lama' is none of chinese_llama, chinese_llama_published; did you mean chinese_llama?",
+            "recipe: 'chinese_lama' is none of chinese_llama, chinese_llama_published, method_comparison; "
+            "did you mean chinese_llama?",
         ),
         ("scale=8b", "scale: '8b' is none of 13b, 33b, 7b, demo"),
         (
@@ -110,7 +111,7 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
         ("tracking=tensorboard", "tracking: 'tensorboard' is none of none, wandb"),
         (
             "train@stages.attention=mpl",
-            "train: 'mpl' is none of attention, attention_and_mlp, embeddings, mlp; did you mean mlp?",
+            "train: 'mpl' is none of answers, attention, attention_and_mlp, embeddings, mlp; did you mean mlp?",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from orchestrator.model.adapters.attaching import (
     adapter_parameters,
     attach,
+    count_by_kind,
     count_parameters,
     load_with_peft,
     second_factors,
@@ -11,18 +12,22 @@ from orchestrator.model.adapters.attaching import (
 from orchestrator.model.adapters.config import peft_config
 from orchestrator.model.adapters.merging import MergeRule, merge_rule, read_merge_rule
 from orchestrator.model.adapters.names import KEY_PREFIX, ROWS_NAME
+from orchestrator.model.adapters.ranks import LayerRank, layer_ranks
 from orchestrator.model.adapters.singular import beginnings
 from orchestrator.model.adapters.tensors import adapter_tensors, load_tensors, written_tensors
 
 __all__ = [
     "KEY_PREFIX",
     "ROWS_NAME",
+    "LayerRank",
     "MergeRule",
     "adapter_parameters",
     "adapter_tensors",
     "attach",
     "beginnings",
+    "count_by_kind",
     "count_parameters",
+    "layer_ranks",
     "load_tensors",
     "load_with_peft",
     "merge_rule",

@@ -54,6 +54,17 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
 
 
+def count_by_kind(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The same by the last name of the module, such as q_proj, in the model's order."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        module = adapted_layer(name) or name.rsplit(".", 1)[0].removesuffix(".base_layer")
+        kind = PROMPTS if name.startswith(f"{PROMPTS}.") else module.rsplit(".", 1)[-1]
+        trained, total = counts.get(kind, (0, 0))
+        counts[kind] = trained + parameter.numel() * parameter.requires_grad, total + parameter.numel()
+    return counts
+
+
 def trained_parameters(model: nn.Module, adaptation: Adaptation) -> list[str]:
     """Names of the parameters that the stage trains, in the model's order."""
     if adaptation.full:

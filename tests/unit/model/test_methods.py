@@ -14,6 +14,8 @@ from orchestrator.model.adapters import (
     adapter_tensors,
     attach,
     beginnings,
+    count_by_kind,
+    count_parameters,
     load_tensors,
     merge_rule,
     peft_config,
@@ -292,3 +294,26 @@ def test_the_base_alone_is_measured_without_them(base: LlamaForCausalLM, name: s
 def test_a_row_of_several_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold one sample"):
         prompted("prompt tuning")(IDS, IDS, torch.arange(10).expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lora", {"q_proj": (2 * 2 * 4 * 16, 2 * (2 * 4 * 16 + 16 * 16 + 16))}),
+        (
+            "tables",
+            {"embed_tokens": (4 * (50 + 16), 50 * 16 + 4 * (50 + 16)), "lm_head": (2 * (50 + 16), 50 * 16 + 2 * (50 + 16))},
+        ),
+        ("ia3", {"k_proj": (2 * 16, 2 * (16 * 16 + 16 + 16)), "down_proj": (2 * 32, 2 * (32 * 16 + 16 + 32))}),
+    ],
+)
+def test_what_learns_is_counted_by_kind_of_module(name: str, expected: dict[str, tuple[int, int]]) -> None:
+    counts = count_by_kind(attached(name))
+    assert {kind: pair for kind, pair in counts.items() if pair[0]} == expected
+    assert (sum(trained for trained, _ in counts.values()), sum(total for _, total in counts.values())) == count_parameters(
+        attached(name)
+    )
+
+
+def test_virtual_tokens_are_a_kind_of_their_own() -> None:
+    assert count_by_kind(prompted("prompt tuning").model)["prompts"] == (3 * 16, 3 * 16)

@@ -290,3 +290,12 @@ def test_a_preparation_is_watched_until_it_is_over(screen: Screen) -> None:
     with screen.console.preparing(lambda: Found(400, 400, 7, 70)):
         pass
     assert screen.lines == [f"  {'━' * 24} 100%  7 documents, 70 tokens"]
+
+
+def test_what_learns_is_shown_by_kind_and_the_rest_in_a_line(screen: Screen) -> None:
+    screen.console.show_learning({"embed_tokens": (0, 5_000), "q_proj": (200, 1_200), "norm": (0, 16)})
+    assert [line.split() for line in screen.lines[-3:]] == [
+        ["learns", "parameters", "of"],
+        ["q_proj", "200", "1,200"],
+        ["all", "else", "is", "frozen", "5,016"],
+    ]

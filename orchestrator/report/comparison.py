@@ -1,0 +1,68 @@
+"""What a comparison of methods found, as a table."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.report.words import size
+
+HEADINGS = ("method", "learns", "bits per character", "tokens/s", "peak memory", "artifact", "ms per token", "merged")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method, over its seeds."""
+
+    name: str
+    learns: int
+    of: int
+    """Parameters of the model, with what was added."""
+    before: float
+    """Held-out bits per character of the model that all of them start from."""
+    after: tuple[float, ...]
+    tokens_per_second: tuple[float, ...]
+    peak_bytes: int
+    """Of a worker."""
+    artifact_bytes: int
+    seconds_per_token: dict[str, float]
+    """Of writing: adapted and merged, or plain, where it was measured."""
+    base_seconds_per_token: float | None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.after)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds."""
+        return statistics.stdev(self.after) if len(self.after) > 1 else 0.0
+
+
+def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
+    """In the order of HEADINGS, the base first."""
+    first = measured[0]
+    base = f"{1000 * first.base_seconds_per_token:.1f}" if first.base_seconds_per_token else ""
+    found: list[tuple[str, ...]] = [("the base", "", f"{first.before:.3f}", "", "", "", base, "")]
+    for each in measured:
+        times = each.seconds_per_token
+        written = times.get("adapted", times.get("plain"))
+        merged = times.get("merged")
+        found.append(
+            (
+                each.name,
+                f"{each.learns:,} ({each.learns / each.of:.2%})",
+                f"{each.mean:.3f} ± {each.spread:.3f}",
+                f"{statistics.fmean(each.tokens_per_second):,.0f}",
+                size(each.peak_bytes),
+                size(each.artifact_bytes),
+                f"{1000 * written:.1f}" if written else "",
+                f"{1000 * merged:.1f}" if merged else "cannot be" if times and "plain" not in times else "",
+            )
+        )
+    return found
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """In Markdown."""
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(measured)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
