@@ -77,7 +77,11 @@ class Console:
         self.show_table(("  learns", "parameters", "of"), [*rows, ("  all else is frozen", "", f"{frozen:,}")])
 
     def show_comparison(self, measured: Sequence[Measured]) -> None:
-        self.show_table(comparison.HEADINGS, comparison.rows(measured))
+        if self._terminal.is_terminal:
+            self.show_table(comparison.HEADINGS, comparison.rows(measured))
+        else:
+            # Without a terminal a table has 80 columns, which fold this one beyond reading.
+            self._print(comparison.table(measured).rstrip())
 
     def stage_begins(self, planned: PlannedStage) -> None:
         heading = Text.assemble((f"{planned.number} {planned.name}", "bold"), f" → {shown(planned.folder)}")

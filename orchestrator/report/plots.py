@@ -8,6 +8,10 @@ from matplotlib.figure import Figure
 
 from orchestrator.report.comparison import Measured
 
+_BLUE = "#4878a8"
+_NEAR = 2.5
+"""Labels of points whose parameters differ by less could touch."""
+
 
 def plot_comparison(measured: Sequence[Measured], path: Path) -> None:
     """Held-out bits per character over what learns; bars are a standard deviation up and down."""
@@ -16,8 +20,11 @@ def plot_comparison(measured: Sequence[Measured], path: Path) -> None:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         for each in measured:
-            axes.errorbar(each.learns, each.mean, yerr=each.spread, fmt="o", color="#4878a8", capsize=3, markersize=5)
-            axes.annotate(each.name, (each.learns, each.mean), (6, 5), textcoords="offset points")
+            axes.errorbar(each.learns, each.mean, yerr=each.spread, fmt="o", color=_BLUE, capsize=3, markersize=5)
+        for each, height in _label_heights(measured):
+            line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkB": 4}
+            place = (1.12 * each.learns, height)
+            axes.annotate(each.name, (each.learns, each.mean), place, va="center", arrowprops=line)
         axes.axhline(measured[0].before, color="#999999", linewidth=0.8, linestyle=":")
         axes.annotate(
             "the base", (0, measured[0].before), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points"
@@ -28,6 +35,16 @@ def plot_comparison(measured: Sequence[Measured], path: Path) -> None:
         axes.set_ylabel("held-out bits per character")
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
+
+
+def _label_heights(measured: Sequence[Measured]) -> list[tuple[Measured, float]]:
+    """Where each label stands: beside its point, and above the label below it."""
+    gap = 0.045 * max(0.1, max(each.before for each in measured) - min(each.mean for each in measured))
+    placed: list[tuple[Measured, float]] = []
+    for each in sorted(measured, key=lambda each: each.mean):
+        near = [height for other, height in placed if 1 / _NEAR < each.learns / other.learns < _NEAR]
+        placed.append((each, max([each.mean, *(height + gap for height in near)])))
+    return placed
 
 
 def plot_ranks(layers: Sequence[tuple[str, Sequence[float], float]], path: Path) -> None:
