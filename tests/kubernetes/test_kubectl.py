@@ -46,7 +46,7 @@ def test_there_are_recipes_scales_and_clusters_to_try() -> None:
 def test_every_recipe_at_every_scale_passes_all_depths(
     recipe: str, scale: str, cluster: str, kubeconfig: Path, server: ApiServer
 ) -> None:
-    manifest = manifest_of(f"recipe={recipe}", f"scale={scale}", f"cluster={cluster}", "stage=2", *given_data(scale))
+    manifest = manifest_of(f"recipe={recipe}", f"scale={scale}", f"cluster={cluster}", "stage=1", *given_data(scale))
     assert manifest_problems(manifest, crd()) == []
     code, output = dry_run(manifest, kubeconfig)
     assert code == 0, output
