@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import RecipeError
 from orchestrator.schema import Comparison, Recipe, TrainStage
+from orchestrator.schema.paths import recipe_path
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,6 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 def _problems(path: str, error: ValidationError) -> Iterator[str]:
     for detail in error.errors():
-        # The member of a union that pydantic tried is no key that a person typed.
-        where = ".".join([path, *(str(part) for part in detail["loc"] if not _is_member(part))])
-        yield f"{where}: {detail['msg'].removeprefix('Value error, ')}"
-
-
-def _is_member(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in _KINDS)
-
-
-_KINDS = ("lora", "full", "bitfit", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning")
+        # As if it stood in a recipe's stage, whose paths leave out the members of unions.
+        inside = recipe_path(["stages", "any", "train", *detail["loc"]]).removeprefix("stages.any")
+        yield f"{path}{inside}: {detail['msg'].removeprefix('Value error, ')}"
