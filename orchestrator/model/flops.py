@@ -50,7 +50,8 @@ def step_flops(loss: SummedLoss, checkpointing: bool) -> StepFlops:
 def _matrices(module: nn.Module) -> Iterator[tuple[int, bool]]:
     """The elements of each matrix, and whether it learns."""
     for parameter in module.parameters():
-        # Under ZeRO-3 a rank holds a part of it, which is flat.
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        # Under ZeRO-3 a rank holds a part of it, which is flat; several weights of a few bits share a byte.
+        packed = getattr(parameter, "quant_state", None)
+        shape = packed.shape if packed else getattr(parameter, "ds_shape", parameter.shape)
         if len(shape) == 2:
             yield shape[0] * shape[1], parameter.requires_grad

@@ -1,20 +1,25 @@
 """Base models as they come from disk, and as shapes without weights."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.contents import weight_files
 from orchestrator.errors import ModelError
 from orchestrator.plan.base_check import unsafe_files
+from orchestrator.schema import Quantization
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_model(folder: Path, precision: str) -> PreTrainedModel:
+def load_model(folder: Path, precision: str, quantization: Quantization | None = None) -> PreTrainedModel:
     """The causal language model of a folder, on CPU, in the given precision, with its cache off.
+
+    With `quantization` the linear layers of the blocks are in fewer bits, on this process's GPU where there is one.
 
     Raises ModelError for another kind of model, for one without safetensors, and for files that could do more than be read.
     """
@@ -22,12 +27,34 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=DTYPES[precision], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+        str(folder),
+        dtype=DTYPES[precision],
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        **(_quantized(quantization, precision) if quantization else {}),
     )
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "embed_tokens"):
         raise ModelError(f"{folder}: {type(model).__name__} is no LLaMA-family decoder (model.embed_tokens, lm_head)")
     model.config.use_cache = False
     return model
+
+
+def _quantized(quantization: Quantization, precision: str) -> dict[str, Any]:
+    # It would say of every layer that its input is rounded.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantization.kind == "int8":
+        bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    else:
+        bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.kind,
+            bnb_4bit_use_double_quant=quantization.double,
+            bnb_4bit_compute_dtype=DTYPES[precision],
+            llm_int8_skip_modules=["lm_head"],
+        )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": bits, "device_map": {"": device}}
 
 
 def leave_file(model: PreTrainedModel) -> None:

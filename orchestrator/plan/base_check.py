@@ -30,7 +30,7 @@ def problems_with_base(recipe: Recipe, base: Path | RandomBase) -> list[str]:
     if isinstance(base, Path) and (unsafe := unsafe_files(base)):
         return [f"base_model: {problem}" for problem in unsafe]
     trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
-    found = [*_misfits(recipe, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
+    found = [*_stored_quantized(base), *_misfits(recipe, base), *_long_blocks(trained, base), *_cannot_merge(recipe, base)]
     if not any(isinstance(stage, VocabularyStage) for stage in recipe.stages.values()):
         found += _without_vocabulary_stage(trained, base)
     return found
@@ -130,6 +130,15 @@ def _trains_biases(method: Method | None) -> str:
         case Lora(bias="all" | "lora_only"):
             return f"bias: {method.bias}"
     return ""
+
+
+def _stored_quantized(base: Path | RandomBase) -> list[str]:
+    if isinstance(base, RandomBase) or not _config(base).get("quantization_config"):
+        return []
+    return [
+        "base_model: its weights are stored in a few bits (quantization_config), into which nothing can be merged without "
+        "loss; give the model as it was before, and quantization: nf4 in the stages that should train on few bits"
+    ]
 
 
 def _long_blocks(trained: dict[str, TrainStage], base: Path | RandomBase) -> list[str]:

@@ -171,6 +171,8 @@ def _identity(name: str, stage: Stage, recipe: Recipe, contents: Contents, paren
         identity |= {"base_model": contents.base_model, "base_tokenizer": contents.base_tokenizer}
     if isinstance(stage, TrainStage):
         identity["precision"] = recipe.precision
+        if stage.quantization is None:
+            del identity["stage"]["quantization"]
         # As long as they change nothing, they are not named, so that what was learned before they existed stays known.
         if recipe.reading != Reading():
             identity["reading"] = recipe.reading.model_dump(mode="json")

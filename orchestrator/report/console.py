@@ -178,7 +178,8 @@ def what_learns(planned: PlannedStage) -> str:
         case TrainStage():
             rows = f"new rows of {', '.join(stage.new_rows)}" if stage.new_rows else ""
             parts = (_method_in_words(stage.method), ", ".join(stage.modules_to_save), rows)
-            return " + ".join(part for part in parts if part)
+            on = f", on a base in {stage.quantization.kind}" if stage.quantization else ""
+            return " + ".join(part for part in parts if part) + on
 
 
 def _method_in_words(method: Method | None) -> str:

@@ -26,6 +26,7 @@ from orchestrator.schema.methods import (
     PromptMethod,
     PromptTuning,
     PTuning,
+    Quantization,
 )
 from orchestrator.schema.recipe import Comparison, HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
 from orchestrator.schema.stages import ExportStage, MergeStage, Resources, Stage, TrainStage, VocabularyStage
@@ -52,6 +53,7 @@ __all__ = [
     "PrefixTuning",
     "PromptMethod",
     "PromptTuning",
+    "Quantization",
     "RandomBase",
     "Range",
     "Reading",

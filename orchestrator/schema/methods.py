@@ -108,9 +108,21 @@ PromptMethod = PromptTuning | PTuning | PrefixTuning
 """Those that leave the model as it is, and tell it something first."""
 
 
+class Quantization(Schema):
+    """The linear layers of the blocks in fewer bits, by bitsandbytes (Dettmers et al. 2022, 2023); embedding, head and all
+    that learns keep the run's precision. The base on disk stays what it is."""
+
+    kind: Literal["nf4", "fp4", "int8"]
+    double: bool = True
+    """Quantizes the scales of nf4 and fp4 as well: 4.1 bits a weight in place of 4.5."""
+
+
 def _by_name(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
+
+QuantizationByName = Annotated[Quantization, BeforeValidator(_by_name)]
+"""By its kind alone, such as `quantization: nf4`, or a mapping."""
 
 Method = Annotated[
     Annotated[Lora | FullFineTuning | BitFit | Ia3 | PromptTuning | PTuning | PrefixTuning, Field(discriminator="kind")],

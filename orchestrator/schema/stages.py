@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from orchestrator.schema.methods import FullFineTuning, Method, PrefixTuning, PromptMethod
+from orchestrator.schema.methods import FullFineTuning, Ia3, Lora, Method, PrefixTuning, PromptMethod, QuantizationByName
 from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 SavedModule = Literal["embed_tokens", "lm_head"]
@@ -60,6 +60,8 @@ class TrainStage(Schema):
     fills its sequences in any case."""
     method: Method | None = None
     """How the blocks are adapted; nothing of them learns by default."""
+    quantization: QuantizationByName | None = None
+    """Of the base while this stage trains."""
     modules_to_save: tuple[SavedModule, ...] = ()
     """Modules trained in full."""
     new_rows: tuple[SavedModule, ...] = ()
@@ -89,6 +91,15 @@ class TrainStage(Schema):
             raise ValueError("method: full trains every weight; leave out modules_to_save and new_rows")
         if isinstance(self.method, PromptMethod):
             self._check_prompts(self.method)
+        if self.quantization and isinstance(self.method, FullFineTuning):
+            raise ValueError(
+                "quantization: weights in a few bits cannot learn; leave it out, or choose another method than full"
+            )
+        if self.quantization and isinstance(self.method, Ia3):
+            # PEFT 0.21 computes a scaled layer of a quantized base in fp32, and attention takes no two precisions.
+            raise ValueError("quantization: ia3 does not go with it in PEFT; choose another method, or leave it out")
+        if self.quantization and isinstance(self.method, Lora) and self.method.init == "pissa":
+            raise ValueError("quantization: what pissa leaves of the weights would be rounded again; choose another init")
         if both := sorted(set(self.modules_to_save) & set(self.new_rows)):
             raise ValueError(f"{both[0]} is in modules_to_save and in new_rows; train all of its rows, or the new ones")
         if (self.steps is None) == (self.epochs is None):

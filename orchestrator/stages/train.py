@@ -156,7 +156,7 @@ class _Run:
 
 def build_model(assignment: TrainAssignment) -> SummedLoss:
     """Base, earlier stages' adapter and this stage's new factors, with gradients where the stage trains."""
-    model = load_model(assignment.base, assignment.precision)
+    model = load_model(assignment.base, assignment.precision, assignment.stage.quantization)
     if not torch.cuda.is_available():
         use_cpu_attention(model)
         leave_file(model)

@@ -50,7 +50,7 @@ def attach(model: nn.Module, adaptation: Adaptation, seed: int, base_tokens: int
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable parameters and all parameters, in elements."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = [(_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
 
 
@@ -61,8 +61,15 @@ def count_by_kind(model: nn.Module) -> dict[str, tuple[int, int]]:
         module = adapted_layer(name) or name.rsplit(".", 1)[0].removesuffix(".base_layer")
         kind = PROMPTS if name.startswith(f"{PROMPTS}.") else module.rsplit(".", 1)[-1]
         trained, total = counts.get(kind, (0, 0))
-        counts[kind] = trained + parameter.numel() * parameter.requires_grad, total + parameter.numel()
+        size = _elements(parameter)
+        counts[kind] = trained + size * parameter.requires_grad, total + size
     return counts
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    """Of a parameter; several weights of a few bits share a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return packed.shape.numel() if packed else parameter.numel()
 
 
 def trained_parameters(model: nn.Module, adaptation: Adaptation) -> list[str]:
