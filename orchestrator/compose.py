@@ -28,6 +28,7 @@ from orchestrator.schema.paths import allowed_keys, recipe_path
 
 RECIPES_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 CONFIG_NAME = "config"
+_KIND = re.compile(r"\{(.*[,\s])?kind\s*:")
 _WORD = re.compile(r"~.|\+{0,2}[^=+~]+=")
 _URL = re.compile(r"(\w+://)[^\s'\"]*")
 _PLAIN_TYPES = {"tuple_type": "list", "model_type": "mapping", "model_attributes_type": "mapping", "dict_type": "mapping"}
@@ -44,7 +45,7 @@ def compose(overrides: Sequence[str], folder: Path = RECIPES_FOLDER) -> Recipe:
 def _compose(overrides: Sequence[str], folder: Path) -> Recipe:
     if strangers := [word for word in overrides if not _WORD.match(word)]:
         raise RecipeError(f"{word}: sets nothing; write key=value, such as stage=2" for word in strangers)
-    words = [_forced(word, folder) for word in overrides]
+    words = [forced for word in overrides for forced in _forced(word, folder)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         try:
@@ -97,11 +98,16 @@ def to_recipe(config: DictConfig, origin: Origin) -> Recipe:
         raise RecipeError(_describe(path, list(details), values, origin) for path, details in by_path) from error
 
 
-def _forced(word: str, folder: Path) -> str:
-    """`key=value` as `++key=value`: the schema knows which keys there are, the files only those that they set."""
-    key = word.lstrip("+").partition("=")[0]
-    is_group = (folder / key.partition("@")[0]).is_dir()
-    return word if is_group or key.startswith(("~", "hydra.")) else f"++{word.lstrip('+')}"
+def _forced(word: str, folder: Path) -> list[str]:
+    """`key=value` as `++key=value`: the schema knows which keys there are, the files only those that they set.
+
+    A mapping with a `kind` is another thing than what was there, and not joined with it.
+    """
+    key, _, value = word.lstrip("+").partition("=")
+    if (folder / key.partition("@")[0]).is_dir() or key.startswith(("~", "hydra.")):
+        return [word]
+    forced = f"++{word.lstrip('+')}"
+    return [f"++{key}=null", forced] if _KIND.match(value) else [forced]
 
 
 def _telling(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:

@@ -99,7 +99,7 @@ def _misfits(recipe: Recipe, base: Path | RandomBase) -> list[str]:
         adaptations(recipe, layers_of(base))
     except RecipeError as error:
         found += error.problems
-    found += _dora_where_it_cannot_be(recipe)
+    found += [*_dora_where_it_cannot_be(recipe), *_quantized_under_zero_3(recipe)]
     biases = isinstance(base, Path) and has_biases(base)
     found += [
         f"stages.{name}.method: {word} trains biases, and this model has none; choose another method"
@@ -121,6 +121,15 @@ def _dora_where_it_cannot_be(recipe: Recipe) -> list[str]:
             if not isinstance(stage.method.targets, str) and any(ends_in(TABLES[0], each) for each in stage.method.targets):
                 found.append(f"stages.{name}.method.dora: is for linear layers; leave embed_tokens out of the targets")
     return found
+
+
+def _quantized_under_zero_3(recipe: Recipe) -> list[str]:
+    """bitsandbytes puts parameters of its own in the place of those that DeepSpeed has cut up."""
+    return [
+        f"stages.{name}.quantization: zero=3 cuts weights up, which those of a few bits do not stand; set zero=2"
+        for name, stage in recipe.stages.items()
+        if recipe.zero == 3 and isinstance(stage, TrainStage) and stage.quantization
+    ]
 
 
 def _trains_biases(method: Method | None) -> str:

@@ -119,7 +119,7 @@ class TrainStage(Schema):
             )
         if self.objective == "answers" and self.packing:
             raise ValueError(
-                f"method: {method.kind} puts virtual tokens before a row, which must be one sample: packing=false"
+                f"method: {method.kind} puts virtual tokens before a row, which must be one sample; set packing=false"
             )
         if isinstance(method, PrefixTuning) and self.resources.gradient_checkpointing:
             raise ValueError(

@@ -75,6 +75,9 @@ BAD_VALUES = {
     ),
     "stages.export.kind=exprt": "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'merge', 'export'",
     "stages.instruct.epochs=1": "stages.instruct: give either `steps` or `epochs`",
+    "stages.attention.quantization=nf3": (
+        "stages.attention.quantization.kind: input should be 'nf4', 'fp4' or 'int8', not 'nf3'"
+    ),
     "stages.embeddings.modules_to_save=[]": (
         "stages.embeddings: nothing to train; give `method`, `modules_to_save` or `new_rows`"
     ),
@@ -337,3 +340,44 @@ def test_workers_are_a_number_or_a_range(word: str, workers: int | Range) -> Non
 def test_workers_of_another_kind_are_refused_with_both_forms(given: str) -> None:
     (message,) = problems(f"workers={given}")
     assert message.startswith("workers: input should be a number above 0, or a range of two such as 2-8, not ")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["stages.instruct.method=full"], "method: full trains every weight; leave out modules_to_save and new_rows"),
+        (
+            ["stages.instruct.method=ia3", "stages.instruct.quantization=nf4"],
+            "quantization: ia3 does not go with it",
+        ),
+        (
+            ["stages.instruct.method=full", "stages.instruct.modules_to_save=[]", "stages.instruct.quantization=nf4"],
+            "quantization: weights in a few bits cannot learn",
+        ),
+        (["stages.attention.method.init=pissa", "stages.attention.quantization=int8"], "quantization: what pissa leaves"),
+        (
+            ["stages.attention.method.init=pissa", "stages.attention.method.dora=true"],
+            "dora and init: pissa do not go",
+        ),
+        (["stages.instruct.method=prompt_tuning"], "method: prompt_tuning leaves the model as it is"),
+        (
+            ["stages.instruct.method=prompt_tuning", "stages.instruct.modules_to_save=[]"],
+            "method: prompt_tuning puts virtual tokens before a row, which must be one sample; set packing=false",
+        ),
+        (
+            [
+                "stages.attention.method=prefix_tuning",
+                "stages.attention.modules_to_save=[]",
+                "stages.attention.resources.gradient_checkpointing=true",
+            ],
+            "method: prefix_tuning hands keys and values to every layer",
+        ),
+        (["stages.instruct.method={kind: ia3, targets: [k_proj], feedforward: [up_proj]}"], "feedforward: up_proj is none"),
+    ],
+)
+def test_what_does_not_go_together_in_a_stage_is_said(words: list[str], problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose(words)
+    (found,) = caught.value.problems
+    assert problem in found
+    assert found.startswith("stages.")

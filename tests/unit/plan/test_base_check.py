@@ -104,3 +104,12 @@ def test_planning_refuses_what_is_unsafe_by_every_file_and_asks_no_more(make_rec
     assert [problem.partition(" asks")[0] for problem in caught.value.problems] == [
         f"base_model: {base / name}" for name in ("config.json", "tokenizer_config.json")
     ]
+
+
+def test_a_base_that_is_stored_in_few_bits_is_refused(make_recipe, base: Path, tmp_path: Path) -> None:
+    for name in ("text.jsonl", "instructions.json"):
+        (tmp_path / name).write_text("{}")
+    say(base / "config.json", quantization_config={"load_in_4bit": True})
+    sources = {"text": [str(tmp_path / "text.jsonl")], "instructions": [str(tmp_path / "instructions.json")]}
+    with pytest.raises(RecipeError, match="base_model: its weights are stored in a few bits"):
+        find_inputs(make_recipe({"base_model": str(base)} | sources))

@@ -188,3 +188,10 @@ def test_dora_needs_whole_weights(make_recipe) -> None:
     find_inputs(make_recipe(given))
     with pytest.raises(RecipeError, match=r"stages\.attention\.method\.dora: needs whole weights, which zero=3 cuts up"):
         find_inputs(make_recipe(given | {"zero": 3}))
+
+
+def test_few_bits_and_zero_3_do_not_go_together(make_recipe) -> None:
+    given = {"base_model": RANDOM_BASE, "stages.attention.quantization": "nf4"}
+    find_inputs(make_recipe(given))
+    with pytest.raises(RecipeError, match=r"stages\.attention\.quantization: zero=3 cuts weights up"):
+        find_inputs(make_recipe(given | {"zero": 3}))

@@ -24,6 +24,7 @@ OTHER_TRAINING = {
     "method": LORA,
     "modules_to_save": ["lm_head"],
     "new_rows": ["embed_tokens"],
+    "quantization": "nf4",
     "global_batch_size": 8,
     "steps": 11,
     "epochs": 2.0,
