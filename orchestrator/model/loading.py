@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -37,6 +38,11 @@ def load_model(folder: Path, precision: str, quantization: Quantization | None =
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "embed_tokens"):
         raise ModelError(f"{folder}: {type(model).__name__} is no LLaMA-family decoder (model.embed_tokens, lm_head)")
     model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # For a forward without gradients it would lay the weights out in another way, for good, where their rows are as
+            # many as that wants, and fail where not.
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

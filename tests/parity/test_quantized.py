@@ -16,6 +16,8 @@ from torch import Tensor
 from orchestrator.checkpoint.adapter import write_adapter
 from orchestrator.checkpoint.manifest import Origin
 from orchestrator.contents import base_model_hash, tokenizer_hash
+from orchestrator.data.batches import evaluation_batches
+from orchestrator.data.rows import PreparedRows
 from orchestrator.engine import Engine, EngineSettings
 from orchestrator.model.adapters import adapter_parameters, attach, count_parameters, written_tensors
 from orchestrator.model.loading import load_model
@@ -94,6 +96,7 @@ def learn(runs: dict[tuple[str, int], TinyRun], folder: Path) -> dict[tuple[str,
         first = engine.step(run.batches(rank, dist.get_world_size()).of_step(0), LEARNING_RATE, 0, inspect=True)
         state = engine.state(rank == 0).whole()
         curve = [(first.loss, first.gradient_norm), *take_steps(engine, run, 1, STEPS)]
+        engine.evaluate(evaluation_batches(PreparedRows.open(run.rows), 4, rank, dist.get_world_size()))
         assert engine.frozen_checksums() == frozen
         other = runs[name, (zero + 1) % len(LEVELS)]
         heir, _ = engine_of(other, name)
