@@ -3,9 +3,10 @@
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
+from orchestrator.cluster.forkserver_client import PRELOADED, shared_forkserver
 from orchestrator.cluster.sizing import allowed_numbers, check_precision, workers_for
 from orchestrator.contents import DataFile
 from orchestrator.data.documents import check_documents
@@ -60,22 +61,30 @@ def run_pipelines(
 
 
 def _run_on_cluster(planned: Planned) -> list[Plan]:
+    run, trained = planned[0][0], _trained(planned)
+    if run.recipe.workers:
+        allowed_numbers(run.recipe.workers, trained)
+    run.console.say("starting Ray")
+    # On one machine what training imports is imported beside Ray's start.
+    is_shared = bool(trained) and isinstance(run.recipe.cluster, LocalCluster)
+    with shared_forkserver(PRELOADED) if is_shared else nullcontext("") as shared:
+        return _run_beside(planned, trained, shared)
+
+
+def _run_beside(planned: Planned, trained: dict[str, TrainStage], shared: str) -> list[Plan]:
     # Ray takes seconds to import; a pipeline that is done does not wait for it.
     from orchestrator.cluster.node_check import check_nodes  # noqa: PLC0415
     from orchestrator.cluster.recovery import worker_group  # noqa: PLC0415
     from orchestrator.cluster.session import connected  # noqa: PLC0415
 
-    run, trained = planned[0][0], _trained(planned)
-    if run.recipe.workers:
-        allowed_numbers(run.recipe.workers, trained)
-    run.console.say("starting Ray")
+    run = planned[0][0]
     with connected(run.recipe.cluster) as capacity:
         size = workers_for(run.recipe.workers, capacity, run.recipe.cluster, trained)
         check_precision(run.recipe.precision, size)
         if not isinstance(run.recipe.cluster, LocalCluster):
             run.console.say("asking every node")
             check_nodes(run.root, sorted({file for each, plan in planned for file in _files_read(each, plan)}))
-        with closing(worker_group(size, run.recipe.recovery, run.console.warn)) as group:
+        with closing(worker_group(size, run.recipe.recovery, run.console.warn, shared)) as group:
             return [_run_stages(each, plan, Devices(size, group)) for each, plan in planned]
 
 

@@ -42,8 +42,12 @@ class Member:
 class WorkerGroup:
     """Holds workers from one attempt to the next, so that a restart waits for nothing that is still there."""
 
-    def __init__(self, size: Size, preloaded: Sequence[str], say: Callable[[str], None], wait_seconds: float) -> None:
+    def __init__(
+        self, size: Size, preloaded: Sequence[str], say: Callable[[str], None], wait_seconds: float, shared: str = ""
+    ) -> None:
+        """`shared` names a forkserver where all workers will be on this machine."""
         self._size, self._preloaded, self._say, self._wait_seconds = size, preloaded, say, wait_seconds
+        self._shared = shared
         self._group: PlacementGroup | None = None
         self._members: list[Member | None] = []
         self._placed_at = self._closed_at = -math.inf
@@ -170,7 +174,7 @@ class WorkerGroup:
             "max_restarts": 0,
             "scheduling_strategy": strategy,
         }
-        return ray.remote(Worker).options(**options).remote(list(self._preloaded))
+        return ray.remote(Worker).options(**options).remote(list(self._preloaded), self._shared)
 
     def _forget_lost(self) -> None:
         gone = {node for node in {member.node for member in self._members if member} if not answers(node)}

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import psutil
 
-from orchestrator.cluster.forkserver import NODE_VARIABLE
+from orchestrator.cluster.forkserver_client import NODE_VARIABLE
 
 _COMMAND = os.path.join("launch", "run.py")
 _HOLDER = "orchestrator.cluster.forkserver"

@@ -31,6 +31,9 @@ def run_rank(connection: Connection) -> NoReturn:
     """Reads its job from the connection, does it and ends the process."""
     # A process that hangs in a kernel or was stopped notices no closed socket; the kernel ends it with the forkserver.
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    # Where memory runs out, a rank should end, which starts again, and not the command; a container may keep it as it is.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     link = _ConnectionLink(connection)
     outcome = _outcome(connection, link)
     # A worker that is gone is told nothing.

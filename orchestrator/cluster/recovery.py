@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from orchestrator.cluster.attempt import Ended, Watch, Work, run_attempt
 from orchestrator.cluster.failures import Failure
+from orchestrator.cluster.forkserver_client import PRELOADED
 from orchestrator.cluster.group import Member, WorkerGroup
 from orchestrator.cluster.interrupts import Interrupts, listening
 from orchestrator.cluster.overseer import Overseer
@@ -15,13 +16,10 @@ from orchestrator.schema import Recovery
 from orchestrator.stages import bodies
 from orchestrator.stages.assignment import TrainAssignment
 
-PRELOADED = ("orchestrator.stages.train",)
-"""What a training process imports, which takes longer than all else at its start."""
 
-
-def worker_group(size: Size, recovery: Recovery, say: Callable[[str], None]) -> WorkerGroup:
+def worker_group(size: Size, recovery: Recovery, say: Callable[[str], None], shared: str) -> WorkerGroup:
     """Workers for training stages; they start with the first one, and serve the next as they are."""
-    return WorkerGroup(size, PRELOADED, say, recovery.wait_minutes * 60)
+    return WorkerGroup(size, PRELOADED, say, recovery.wait_minutes * 60, shared)
 
 
 def train_with_recovery(assignment: TrainAssignment, group: WorkerGroup, recovery: Recovery, overseer: Overseer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.util
 
-from orchestrator.cluster.forkserver import Forkserver
+from orchestrator.cluster.forkserver_client import Forkserver, OwnForkserver, reach
 from orchestrator.cluster.messages import Beat, Ending, Finished, Job, Listening, Note, Raised, Report
 from orchestrator.cluster.rank_process import STOP
 
@@ -26,9 +26,10 @@ _END_SECONDS = 60.0
 class Worker:
     """At most one process at a time; its methods may be called from several threads."""
 
-    def __init__(self, preloaded: Sequence[str]) -> None:
+    def __init__(self, preloaded: Sequence[str], shared: str = "") -> None:
+        """`shared` names a forkserver of this machine; without it, or when it is gone, the worker has one of its own."""
         self._preloaded = preloaded
-        self._server = self._new_server()
+        self._server: Forkserver = (reach(shared) if shared else None) or self._own_server()
         self._rank: _Rank | None = None
         self._starting = threading.Lock()
 
@@ -47,8 +48,8 @@ class Worker:
             # One that nobody waits for any more, because its start took too long.
             self.kill()
             if not self._server.is_alive():
-                self._server = self._new_server()
-            rank = self._rank = _Rank(self._server, job)
+                self._server = self._own_server()
+            rank = self._rank = self._forked(job)
         return rank.port(_MEETING_SECONDS) if job.meeting is None else None
 
     def report(self, seconds: float) -> Report:
@@ -70,12 +71,22 @@ class Worker:
         assert self._rank
         return self._rank.stack()
 
-    def _new_server(self) -> Forkserver:
+    def _forked(self, job: Job) -> "_Rank":
+        try:
+            return _Rank(self._server, job)
+        except RuntimeError:
+            if isinstance(self._server, OwnForkserver):
+                raise
+        # The shared one went while it was waited for. What ails it, this worker's own will tell.
+        self._server = self._own_server()
+        return _Rank(self._server, job)
+
+    def _own_server(self) -> OwnForkserver:
         node = ""
         if ray.is_initialized():
             context = ray.get_runtime_context()
             node = f"{context.get_node_id()}@{context.gcs_address}"
-        return Forkserver(self._preloaded, node)
+        return OwnForkserver(self._preloaded, node)
 
 
 class _Rank:

@@ -64,8 +64,8 @@ for folder in map(Path, folders):
         bnb_4bit_use_double_quant="," not in folder.name)
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, quantization_config=bits, device_map={"": "cpu"})
-    # On CPUs with bf16 instructions bitsandbytes lays weights out anew at their first use, and PEFT 0.21 takes DoRA's norms of
-    # what is no matrix any more.
+    # On CPUs with bf16 instructions bitsandbytes lays weights out anew at their first use, and PEFT 0.21 takes DoRA's
+    # norms of what is no matrix any more.
     for module in model.modules():
         if "dora" in folder.name and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -125,6 +125,12 @@ def _pid(command: Running, target: str) -> int:
     rank = psutil.Process(command.rank_pid(int(target[-1]) if target.startswith("rank") else 0))
     if target.startswith("rank"):
         return rank.pid
-    forkserver = rank.parent()
-    assert forkserver
-    return forkserver.pid if target == "forkserver" else forkserver.ppid()
+    if target == "forkserver":
+        return rank.ppid()
+    workers = [each for each in psutil.Process(command.process.pid).children(recursive=True) if _holds_a_rank(each)]
+    assert workers
+    return workers[0].pid
+
+
+def _holds_a_rank(process: psutil.Process) -> bool:
+    return bool(words := process.cmdline()) and words[0].startswith("ray::Worker")

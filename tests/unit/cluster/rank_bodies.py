@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +26,11 @@ def say_and_return(assignment: Any, link: Link) -> tuple[Any, int]:
     link.beat(7, "computing")
     link.note({"event": "second", "step": 7})
     return assignment, int(total)
+
+
+def memory_is_short(assignment: Any, link: Link) -> int:
+    """How readily the kernel ends this process then, of -1000 to 1000."""
+    return int(Path("/proc/self/oom_score_adj").read_text())
 
 
 def process_and_parent(assignment: Any, link: Link) -> tuple[int, int]:
