@@ -21,11 +21,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 # The project also runs from a checkout that was never installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orchestrator.checkpoint.adapter import WEIGHTS_NAME
 from orchestrator.checkpoint.combined import combine
 from orchestrator.checkpoint.inventory import describe, find_adapters, verify
 from orchestrator.errors import ModelError, OrchestratorError
-from orchestrator.model.adapters import layer_ranks, read_merge_rule
+from orchestrator.model.adapters import layer_ranks, read_merge_rule, weights_of
 from orchestrator.model.adapters.several import How
 from orchestrator.report.console import Console
 from orchestrator.report.words import size
@@ -101,8 +100,8 @@ def _verify(options: argparse.Namespace, console: Console) -> None:
 def _ranks(options: argparse.Namespace, console: Console) -> None:
     from safetensors.torch import load_file  # noqa: PLC0415
 
-    verify(options.folder)
-    found = layer_ranks(load_file(options.folder / WEIGHTS_NAME), read_merge_rule(options.folder))
+    is_peft = verify(options.folder).is_peft
+    found = layer_ranks(load_file(weights_of(options.folder)), read_merge_rule(options.folder)) if is_peft else []
     if not found:
         raise ModelError(f"{options.folder}: holds no low-rank factors")
     rows = [

@@ -9,7 +9,7 @@ from orchestrator.pipeline import run_pipelines
 from orchestrator.plan.inputs import find_inputs
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.variants import Variant, variants
-from orchestrator.report.comparison import Measured, table
+from orchestrator.report.comparison import Measured, Yardstick, table
 from orchestrator.report.console import Console, shown
 from orchestrator.run_root import run_root
 from orchestrator.schema import Recipe
@@ -38,9 +38,11 @@ def run_comparison(recipe: Recipe, console: Console, command: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     latencies = _latencies(recipe, tried, plans, folder, console)
     measured = [_measured(name, tried, trained, latencies) for name in recipe.compare.methods]
-    (folder / "table.md").write_text(table(measured), encoding="utf-8")
-    plot_comparison(measured, folder / "comparison.svg")
-    console.show_comparison(measured)
+    reference = recipe.compare.reference
+    yardstick = Yardstick(reference, recipe.compare.reach) if reference else None
+    (folder / "table.md").write_text(table(measured, yardstick), encoding="utf-8")
+    plot_comparison(measured, folder / "comparison.svg", yardstick)
+    console.show_comparison(measured, yardstick)
     console.say(f"table.md and comparison.svg are in {shown(folder)}")
     return folder
 

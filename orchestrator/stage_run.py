@@ -75,7 +75,14 @@ def run_stage(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, lea
     with open_ledger(run.root, planned.folder, lease, run.console.warn) as ledger, _ending_noted(planned.folder, ledger):
         rows = read_metrics(planned.folder / METRICS_NAME)
         step = rows[-1]["step"] if rows else 0
-        ledger.write("begin", pid=os.getpid(), host=socket.gethostname(), command=run.command, step=step)
+        ledger.write(
+            "begin",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            command=run.command,
+            pipeline=run.recipe.name,
+            step=step,
+        )
         match planned.stage:
             case VocabularyStage():
                 results = _run_vocabulary(run, planned, exchange)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "launch": 10,
     "comparison": 9,
-    **dict.fromkeys(("pipeline", "stage_run", "publishing", "assign"), 8),
+    **dict.fromkeys(("pipeline", "stage_run", "publishing", "assign", "status", "conversation"), 8),
     **dict.fromkeys(("cluster", "rayjob"), 7),
     "stages": 6,
     "train": 5,

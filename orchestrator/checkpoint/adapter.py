@@ -1,4 +1,5 @@
-"""Adapters on disk: PEFT's folder format, holding exactly what differs from the base, and verified once written.
+"""Adapters on disk, in PEFT's format or, for what PEFT has not, AdapterHub's: exactly what differs from the base, verified
+once it is written.
 
 PEFT's own saving writes nothing, or the frozen base as well, in several of our cases; so the tensors are named by us.
 """
@@ -13,18 +14,16 @@ from safetensors.torch import load_file, save_file
 from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, write_manifest
 from orchestrator.contents import TOKENIZER_FILES
 from orchestrator.errors import ModelError, TrainingError
-from orchestrator.model.adapters import ROWS_NAME, peft_config
+from orchestrator.model.adapters import ROWS_NAME, weights_name, weights_of, write_config
 from orchestrator.model.loading import load_config
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.store import sync_files, sync_folder
-
-WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def write_adapter(
     folder: Path, tensors: dict[str, torch.Tensor], adaptation: Adaptation, origin: Origin, base: Path, tokenizer: Path
 ) -> None:
-    """Writes `tensors`, by PEFT key, as an adapter folder that stands whole or not at all.
+    """Writes `tensors`, by key, as an adapter folder that stands whole or not at all.
 
     Raises TrainingError when what was written is not what was learned.
     """
@@ -33,12 +32,13 @@ def write_adapter(
         if leftover.exists():
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
-    save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-    peft_config(adaptation, base, _new_rows(tensors, base)).save_pretrained(str(temporary))
+    weights = temporary / weights_name(adaptation)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    write_config(adaptation, temporary, base, _new_rows(tensors, base))
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, temporary / name)
-    verify_written(temporary / WEIGHTS_NAME, tensors)
+    verify_written(weights, tensors)
     shapes = {
         key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for key, tensor in tensors.items()
@@ -78,11 +78,11 @@ def verify_written(path: Path, expected: dict[str, torch.Tensor]) -> None:
 
 
 def read_adapter(folder: Path, base: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter, by PEFT key, once its files, base and tokenizer are seen to be the right ones."""
+    """The tensors of an adapter, by key, once its files, base and tokenizer are seen to be the right ones."""
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     check_belongs(folder, manifest, base, tokenizer)
-    tensors = load_file(folder / WEIGHTS_NAME)
+    tensors = load_file(weights_of(folder))
     for key, description in manifest.tensors.items():
         if key not in tensors or list(tensors[key].shape) != description["shape"]:
             raise ModelError(f"{folder}: {key} is missing or not of shape {description['shape']}")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from orchestrator.checkpoint.adapter import WEIGHTS_NAME
 from orchestrator.checkpoint.inventory import Described, verify
 from orchestrator.checkpoint.manifest import Origin, check_belongs, write_manifest
 from orchestrator.contents import TOKENIZER_FILES
 from orchestrator.errors import ModelError
+from orchestrator.model.adapters import weights_of
 from orchestrator.model.adapters.several import How, SeveralAdapters
 from orchestrator.model.loading import load_model
 from orchestrator.store import sha256_value
@@ -28,6 +28,8 @@ def combine(weights: Mapping[Path, float], how: How, density: float | None, out:
         raise ModelError(f"{out} is there already; give another --out")
     found = [verify(folder) for folder in weights]
     _check_alike(found)
+    if others := [each for each in found if not each.is_peft]:
+        raise ModelError(f"{others[0].folder}: {others[0].method} is not linear, and its weights cannot be added up")
     origin = found[0].manifest.origin
     place = base or Path(origin.base_name)
     if not place.is_dir():
@@ -68,7 +70,7 @@ def _write_manifest(
     own = sha256_value({"parents": parents, "weights": list(weights.values()), "how": how, "density": density})
     shapes = {
         key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for key, tensor in load_file(out / WEIGHTS_NAME).items()
+        for key, tensor in load_file(weights_of(out)).items()
     }
     write_manifest(
         out, Origin("combined", own, parents, origin.base_name, origin.base_hash, origin.tokenizer_hash, 0), shapes

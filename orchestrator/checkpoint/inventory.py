@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from orchestrator.checkpoint.adapter import WEIGHTS_NAME
 from orchestrator.checkpoint.manifest import MANIFEST_NAME, Manifest, check_belongs, check_files, read_manifest
 from orchestrator.errors import ModelError
+from orchestrator.model.adapters import weights_of
+from orchestrator.model.bottlenecks import bottleneck_kind, is_bottleneck
 from orchestrator.store import read_json
 
 CONFIG_NAME = "adapter_config.json"
@@ -24,7 +25,7 @@ class Described:
     folder: Path
     manifest: Manifest
     config: dict[str, Any]
-    """As PEFT wrote it."""
+    """As PEFT wrote it, or we for AdapterHub."""
 
     @property
     def parameters(self) -> int:
@@ -32,12 +33,21 @@ class Described:
 
     @property
     def bytes(self) -> int:
-        return (self.folder / WEIGHTS_NAME).stat().st_size
+        return weights_of(self.folder).stat().st_size
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether PEFT loads it."""
+        return "peft_type" in self.config
 
     @property
     def method(self) -> str:
         """Such as `LORA r8 on q_proj, v_proj`."""
         config = self.config
+        if not self.is_peft:
+            networks, hidden = config["config"], config["hidden_size"]
+            where = "attention and MLP" if networks["mh_adapter"] else "MLP"
+            return f"BOTTLENECK {int(hidden // networks['reduction_factor'])} wide behind {where}"
         targets = config.get("target_modules") or ()
         named = targets if isinstance(targets, str) else ", ".join(sorted({name.rsplit(".", 1)[-1] for name in targets}))
         rank = f" r{config['r']}" if "r" in config and named else ""
@@ -83,7 +93,7 @@ def verify(folder: Path, base: Path | None = None, tokenizer: Path | None = None
     check_files(folder, described.manifest)
     if base:
         check_belongs(folder, described.manifest, base, tokenizer or folder)
-    with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+    with safe_open(weights_of(folder), framework="pt") as file:
         keys = set(file.keys())
         if keys != described.manifest.tensors.keys():
             raise ModelError(f"{folder}: {sorted(keys ^ described.manifest.tensors.keys())[0]} is too many or too few")
@@ -96,6 +106,8 @@ def verify(folder: Path, base: Path | None = None, tokenizer: Path | None = None
 
 def _module_kind(key: str) -> str:
     """`q_proj` of base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight."""
+    if is_bottleneck(key):
+        return bottleneck_kind(key)
     parts = [part for part in key.split(".") if part not in ("base_model", "model", "weight", "bias", "base_layer")]
     return next(
         (part for part in reversed(parts) if not part.startswith(("lora_", "ia3_", "token_adapter", "trainable_"))), key

@@ -63,6 +63,7 @@ class _Attempts:
         self._overseer.ledger.write(
             "attempt",
             workers=workers,
+            steps=assignment.num_steps,
             zero=assignment.zero,
             micro_batch_size=micro,
             accumulation=assignment.stage.global_batch_size // (micro * workers),

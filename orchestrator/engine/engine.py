@@ -29,6 +29,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_local_grad
 
 from orchestrator.data.batches import MicroBatch, StepBatch
+from orchestrator.engine.adam import make_adam
 from orchestrator.engine.build_lock import building
 from orchestrator.engine.clock import StepClock
 from orchestrator.engine.optimizer_state import OptimizerState
@@ -48,7 +49,7 @@ class Engine:
         self._settings = settings
         on_gpu = torch.cuda.is_available()
         self._rate_factors, groups = _groups(model, settings)
-        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        optimizer, moments = make_adam(groups, settings)
         if not on_gpu:
             _build_op()
         # The engine's attributes come from many mixins, and its annotations say too little to check against.
@@ -63,7 +64,7 @@ class Engine:
         self._trainable = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._world = torch.distributed.get_world_size()
         self._rank = torch.distributed.get_rank()
-        self._state = OptimizerState(self._engine.optimizer, optimizer, self._trainable, settings, self.device)
+        self._state = OptimizerState(self._engine.optimizer, moments, self._trainable, settings, self.device)
         self._loss_scale = self._state.loss_scale
         self._clock = StepClock(on_gpu)
         if not on_gpu:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orchestrator.engine.adam import Moments
 from orchestrator.engine.loss_scale import LossScale
 from orchestrator.engine.places import Place, find_places, half_and_master
 from orchestrator.engine.values import PARTS, EngineSettings, EngineState, StateStream
@@ -24,13 +25,13 @@ class OptimizerState:
     def __init__(
         self,
         optimizer: Any,
-        adam: torch.optim.Optimizer,
+        moments: Moments,
         trainable: Mapping[str, nn.Parameter],
         settings: EngineSettings,
         device: torch.device,
     ) -> None:
-        """`optimizer` is DeepSpeed's, around `adam`."""
-        self._optimizer, self._adam, self._device = optimizer, adam, device
+        """`optimizer` is DeepSpeed's, around the Adam that has these moments."""
+        self._optimizer, self._moments, self._device = optimizer, moments, device
         self._zero, self._precision = settings.zero, settings.precision
         self._world, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         self._loss_scale = LossScale(optimizer, settings)
@@ -52,7 +53,7 @@ class OptimizerState:
             for part in PARTS
             if keep
         }
-        numbers = {"updates": self._count_updates()} | self._loss_scale.numbers()
+        numbers = {"updates": self._moments.count(next(iter(self._stores)))} | self._loss_scale.numbers()
         return StateStream(TensorStream(layout, self._parts(keep)), numbers)
 
     @torch.no_grad()
@@ -93,20 +94,21 @@ class OptimizerState:
         misfit, numbers = message
         if misfit:
             raise TrainingError(misfit)
-        self._begin_moments(numbers["updates"])
-        for name, place in self._places.items():
+        for store, names in self._stores.items():
+            # DeepSpeed under ZeRO finds moments at its own next update.
+            self._moments.begin(store, numbers["updates"])
             for part in PARTS:
-                whole = state.tensors[f"{part}.{name}"] if state else torch.empty(place.shape, device=self._device)
-                self._spread_tensor(whole.to(self._device), place, self._values(place.store, part))
+                values = self._values(store, part) if part == "master" else self._moments.draft(store, part)
+                for name in names:
+                    self._spread_tensor(state.tensors[f"{part}.{name}"] if state else None, self._places[name], values)
+                if part != "master":
+                    self._moments.keep(store, part, values)
         self._round_masters()
         self._loss_scale.load(numbers)
 
     def _values(self, store: Tensor, part: str) -> Tensor:
-        """A part's values in a store of this rank, as one row; Adam has no moments before its first update."""
-        if part == "master":
-            return store.detach().view(-1)
-        moments = self._adam.state.get(store)
-        return moments[part].view(-1) if moments else torch.zeros_like(store).view(-1)
+        """A part's values in a store of this rank, as one row."""
+        return store.detach().view(-1) if part == "master" else self._moments.read(store, part)
 
     def _shares(self, values: Tensor, keep: bool) -> dict[int, Tensor]:
         """Each rank's values, by rank, where they are kept; without ZeRO every rank has all of them."""
@@ -116,24 +118,14 @@ class OptimizerState:
         torch.distributed.gather(values, list(shares) if shares is not None else None, dst=0)
         return dict(enumerate(shares)) if shares is not None else {}
 
-    def _spread_tensor(self, whole: Tensor, place: Place, values: Tensor) -> None:
+    def _spread_tensor(self, tensor: Tensor | None, place: Place, values: Tensor) -> None:
         """Rank 0's tensor to the values of every rank that has some of it."""
+        whole = torch.empty(place.shape, device=self._device) if tensor is None else tensor.to(self._device)
         torch.distributed.broadcast(whole, src=0)
         parts = whole.view(-1).split([piece.length for piece in place.pieces])
         for piece, elements in zip(place.pieces, parts, strict=True):
             if piece.rank == self._rank:
                 values[piece.start : piece.start + piece.length] = elements
-
-    def _begin_moments(self, updates: int) -> None:
-        """Moments as Adam makes them at its first update; DeepSpeed under ZeRO finds them at its own next one."""
-        for store in self._stores:
-            # Adam wants its count beside the weights for the fused kernel, else in host memory.
-            count = torch.tensor(float(updates), device=self._device if self._adam.defaults["fused"] else "cpu")
-            self._adam.state[store] = {"step": count} | {part: torch.zeros_like(store) for part in PARTS[1:]}
-
-    def _count_updates(self) -> int:
-        store = next(iter(self._stores))
-        return int(self._adam.state[store]["step"].item()) if store in self._adam.state else 0
 
     def _round_masters(self) -> None:
         """Makes the weights that the model computes with from the masters, as a step does at its end."""

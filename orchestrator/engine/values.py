@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from orchestrator.model.tensor_stream import TensorStream
+from orchestrator.schema import OptimizerKind
 
 PARTS = ("master", "exp_avg", "exp_avg_sq")
 """What steps change of a parameter: its fp32 master and Adam's two moments."""
@@ -26,6 +27,7 @@ class EngineSettings:
     max_gradient_norm: float
     seed: int = 0
     """Of dropout."""
+    optimizer: OptimizerKind = "adamw"
     faster: Mapping[str, float] = field(default_factory=dict)
     """How many times the learning rate of the others some parameters have, by name."""
 

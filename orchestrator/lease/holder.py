@@ -30,7 +30,7 @@ class Holder:
 
     def __str__(self) -> str:
         since = datetime.fromisoformat(self.since).astimezone()
-        held = _rough(time.time() - since.timestamp())
+        held = rough_time(time.time() - since.timestamp())
         return f"{self.user}@{self.host} (process {self.pid}) since {since:%Y-%m-%d %H:%M:%S} ({held}): {self.command}"
 
     def as_bytes(self) -> bytes:
@@ -97,8 +97,8 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _rough(seconds: float) -> str:
-    """Zero at least: another machine's clock may be ahead."""
+def rough_time(seconds: float) -> str:
+    """In words, such as 3 minutes. Zero at least: another machine's clock may be ahead."""
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:
             count = int(seconds // size)

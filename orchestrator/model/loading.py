@@ -1,11 +1,14 @@
 """Base models as they come from disk, and as shapes without weights."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -61,6 +64,20 @@ def _quantized(quantization: Quantization, precision: str) -> dict[str, Any]:
         )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def weight_reader(folder: Path) -> Callable[[str], Tensor]:
+    """Gives the weights of a folder by name, one at a time, as they are on disk."""
+    file_of = {}
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            file_of |= dict.fromkeys(tensors.keys(), file)
+
+    def read(name: str) -> Tensor:
+        with safe_open(folder / file_of[name], framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+    return read
 
 
 def leave_file(model: PreTrainedModel) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from orchestrator.model.attention import span_arguments
 from orchestrator.model.prompts import NAME as PROMPTS
 from orchestrator.model.prompts import Prompts
+from orchestrator.model.subspace import NAME as SUBSPACE
+from orchestrator.model.subspace import SubspaceModule
 
 IGNORED = -100
 """The label of a position without loss."""
@@ -34,8 +37,21 @@ class SummedLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model: Any = model
+        self._is_moved = False
+        """Whether the weights are where the coordinates of a subspace take them."""
 
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        subspace: SubspaceModule | None = getattr(self.model, SUBSPACE, None)
+        if subspace is None or self._is_moved:
+            return self._forward(input_ids, labels, position_ids)
+        self._is_moved = True
+        try:
+            weights = {f"model.{name}": weight for name, weight in subspace.weights(self.model).items()}
+            return functional_call(self, weights, (input_ids, labels, position_ids))
+        finally:
+            self._is_moved = False
+
+    def _forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None) -> Tensor:
         # No mask and no cache: rows are padded on the right, where a causal model never looks, and with either of them
         # transformers would not see that positions begin again.
         prompts = self._prompts

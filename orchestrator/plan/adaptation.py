@@ -12,10 +12,13 @@ from typing import Any, Literal
 from orchestrator.errors import RecipeError
 from orchestrator.plan.targets import LoraShape, ends_in, lora_shapes, named_layers, shortest
 from orchestrator.schema import (
+    BEGINS_WITH_WEIGHTS,
     BitFit,
+    Bottleneck,
     ExportStage,
     FullFineTuning,
     Ia3,
+    Init,
     Lora,
     MergeStage,
     PrefixTuning,
@@ -23,6 +26,7 @@ from orchestrator.schema import (
     PromptTuning,
     PTuning,
     Recipe,
+    Subspace,
     TrainStage,
     VocabularyStage,
 )
@@ -50,7 +54,7 @@ class Adaptation:
     """Of the LoRA that this stage trains."""
     rslora: bool = False
     dora: bool = False
-    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    init: Init = "kaiming"
     """Of the factors that begin in this stage."""
     bias: Bias = "none"
     trained_bias: Bias = "none"
@@ -60,19 +64,23 @@ class Adaptation:
     trains_ia3: bool = False
     full: bool = False
     """Every weight learns: it holds nothing beside the base, being a base itself."""
+    subspace: Subspace | None = None
+    """Within which every weight learns then."""
 
     prompt: PromptMethod | None = None
     """Virtual tokens; it holds nothing else then."""
+    bottleneck: Bottleneck | None = None
+    """Networks behind the parts of each block; it holds nothing else then."""
 
     @property
     def can_merge(self) -> bool:
         """Whether a model without an adapter can compute the same."""
-        return self.prompt is None
+        return self.prompt is None and self.bottleneck is None
 
     @property
     def written_lora(self) -> dict[str, LoraShape]:
         """Those of the adapter that is written: what was taken out of a weight needs as many factors again."""
-        begun = self.trained_lora if self.init == "pissa" else ()
+        begun = self.trained_lora if self.init in BEGINS_WITH_WEIGHTS else ()
         return {name: shape.doubled if name in begun else shape for name, shape in self.lora.items()}
 
 
@@ -127,10 +135,15 @@ def adaptations(recipe: Recipe, layers: Sequence[str]) -> dict[str, Adaptation]:
 
 
 def _cannot_merge(chain: _Chain, where: str) -> list[str]:
-    if chain.adaptation.prompt is None:
-        return []
-    kind, remedy = chain.adaptation.prompt.kind, "" if "." not in where else f"; set stages.{where}=false"
-    return [f"stages.{where}: the {kind} of stages.{chain.last} is told to a model and is in none of its weights{remedy}"]
+    remedy = "" if "." not in where else f"; set stages.{where}=false"
+    if prompt := chain.adaptation.prompt:
+        return [
+            f"stages.{where}: the {prompt.kind} of stages.{chain.last} is told to a model and is in none of its "
+            f"weights{remedy}"
+        ]
+    if chain.adaptation.bottleneck:
+        return [f"stages.{where}: the bottleneck of stages.{chain.last} is not linear, and no weight can hold it{remedy}"]
+    return []
 
 
 def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -> _Chain:
@@ -149,12 +162,16 @@ def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -
     match stage.method:
         case FullFineTuning():
             return _Chain(Adaptation(full=True), last=name)
+        case Subspace() as subspace:
+            return _Chain(Adaptation(full=True, subspace=subspace), last=name)
         case Ia3() as ia3:
             named_layers(f"stages.{name}.method.targets", ia3.targets, layers)
             scaled = {"ia3": ia3.targets, "ia3_feedforward": ia3.feedforward, "trains_ia3": True}
             return _Chain(Adaptation(**common, **scaled), last=name)
         case (PromptTuning() | PTuning() | PrefixTuning()) as prompt:
             return _Chain(Adaptation(prompt=prompt), last=name)
+        case Bottleneck() as bottleneck:
+            return _Chain(Adaptation(bottleneck=bottleneck), last=name)
         case Lora() as lora:
             own = lora_shapes(f"stages.{name}.method", lora, layers)
             options: dict[str, Any] = {option: getattr(lora, option) for option in ("rslora", "dora", "init", "dropout")}
@@ -162,7 +179,7 @@ def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -
         case method:
             options = {"rslora": before.rslora, "dora": before.dora}
             trained_bias = "all" if isinstance(method, BitFit) else "none"
-    _check_layers(name, own, chain, (*saved, *rows), begins=options.get("init") == "pissa")
+    _check_layers(name, own, chain, (*saved, *rows), options.get("init"))
     shapes = chain.shapes | own
     adaptation = Adaptation(
         lora=shortest(shapes, layers),
@@ -174,7 +191,7 @@ def _after(chain: _Chain, name: str, stage: TrainStage, layers: Sequence[str]) -
         **common,
         **options,
     )
-    if adaptation.init == "pissa":
+    if adaptation.init in BEGINS_WITH_WEIGHTS:
         # What was taken out of the weights is put back by factors of their own.
         shapes |= {layer: shape.doubled for layer, shape in own.items()}
     return _Chain(adaptation, shapes, {layer: chain.origins.get(layer, name) for layer in shapes}, name)
@@ -188,12 +205,14 @@ def _cannot_follow(chain: _Chain, name: str, stage: TrainStage) -> str:
         return ""
     if before.prompt:
         return f"stages.{name}: nothing can follow the {before.prompt.kind} of {there}, which is in none of the weights"
-    if method is None:
+    if before.bottleneck and before.bottleneck != method:
+        return f"stages.{name}: nothing but the same can follow the bottleneck of {there}, which no weight can hold"
+    if method is None or before.bottleneck:
         return ""
     match method:
-        case FullFineTuning():
-            return f"{here}: full trains the base itself, beside which {there} left an adapter; {_MERGE}"
-        case PromptTuning() | PTuning() | PrefixTuning():
+        case FullFineTuning() | Subspace():
+            return f"{here}: {method.kind} trains the base itself, beside which {there} left an adapter; {_MERGE}"
+        case Bottleneck() | PromptTuning() | PTuning() | PrefixTuning():
             return f"{here}: {method.kind} has an adapter of its own, and {there} left another; {_MERGE}"
         case Ia3() if (before.ia3, before.ia3_feedforward) != (method.targets, method.feedforward):
             return f"{here}: ia3 has an adapter of its own, and {there} left another; {_MERGE}"
@@ -207,7 +226,7 @@ def _cannot_follow(chain: _Chain, name: str, stage: TrainStage) -> str:
     return ""
 
 
-def _check_layers(name: str, own: dict[str, LoraShape], chain: _Chain, saved: Sequence[str], begins: bool) -> None:
+def _check_layers(name: str, own: dict[str, LoraShape], chain: _Chain, saved: Sequence[str], init: Init | None) -> None:
     """RecipeError for layers that go on with other factors, have some where they should begin, or learn as a whole, too."""
     conflicts: dict[tuple[str, str, LoraShape, LoraShape], None] = {}
     for layer, shape in own.items():
@@ -218,10 +237,10 @@ def _check_layers(name: str, own: dict[str, LoraShape], chain: _Chain, saved: Se
         f"on with them; it cannot become rank {second.rank} and alpha {second.alpha}"
         for target, origin, first, second in conflicts
     ]
-    if begins and (earlier := {chain.origins[layer] for layer in own if layer in chain.shapes}):
+    if init in BEGINS_WITH_WEIGHTS and (earlier := {chain.origins[layer] for layer in own if layer in chain.shapes}):
         origin = f"stages.{min(earlier)}"
         problems.append(
-            f"stages.{name}.method.init: pissa begins with the weights alone, and {origin} adapted them; {_MERGE}"
+            f"stages.{name}.method.init: {init} begins with the weights alone, and {origin} adapted them; {_MERGE}"
         )
     problems += [
         f"stages.{name}: {module} has low-rank factors and cannot be trained as a whole beside them; choose one"

@@ -11,14 +11,15 @@ from orchestrator.plan.adaptation import adaptations
 from orchestrator.plan.targets import TABLES, ends_in
 from orchestrator.schema import (
     BitFit,
-    FullFineTuning,
     Lora,
     Method,
     PromptMethod,
     RandomBase,
     Recipe,
+    Subspace,
     TrainStage,
     VocabularyStage,
+    WholeModelMethod,
 )
 
 _LLAMA_LAYERS = {"mlp": ("down_proj", "gate_proj", "up_proj"), "self_attn": ("k_proj", "o_proj", "q_proj", "v_proj")}
@@ -99,7 +100,7 @@ def _misfits(recipe: Recipe, base: Path | RandomBase) -> list[str]:
         adaptations(recipe, layers_of(base))
     except RecipeError as error:
         found += error.problems
-    found += [*_dora_where_it_cannot_be(recipe), *_quantized_under_zero_3(recipe)]
+    found += [*_dora_where_it_cannot_be(recipe), *_quantized_under_zero_3(recipe), *_subspace_under_zero_3(recipe)]
     biases = isinstance(base, Path) and has_biases(base)
     found += [
         f"stages.{name}.method: {word} trains biases, and this model has none; choose another method"
@@ -129,6 +130,14 @@ def _quantized_under_zero_3(recipe: Recipe) -> list[str]:
         f"stages.{name}.quantization: zero=3 cuts weights up, which those of a few bits do not stand; set zero=2"
         for name, stage in recipe.stages.items()
         if recipe.zero == 3 and isinstance(stage, TrainStage) and stage.quantization
+    ]
+
+
+def _subspace_under_zero_3(recipe: Recipe) -> list[str]:
+    return [
+        f"stages.{name}.method: subspace moves whole weights, which zero=3 cuts up; set zero=2"
+        for name, stage in recipe.stages.items()
+        if recipe.zero == 3 and isinstance(stage, TrainStage) and isinstance(stage.method, Subspace)
     ]
 
 
@@ -190,7 +199,7 @@ def _without_vocabulary_stage(trained: dict[str, TrainStage], base: Path | Rando
 def _trains_tables(stage: TrainStage) -> bool:
     adapted = isinstance(stage.method, Lora) and not isinstance(stage.method.targets, str) and stage.method.targets
     named = [table for table in TABLES for target in adapted or () if ends_in(table, target)]
-    return bool(stage.modules_to_save or stage.new_rows or named or isinstance(stage.method, FullFineTuning))
+    return bool(stage.modules_to_save or stage.new_rows or named or isinstance(stage.method, WholeModelMethod))
 
 
 def _config(base: Path) -> dict:

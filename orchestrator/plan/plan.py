@@ -17,7 +17,6 @@ from orchestrator.plan.record import Record, read_record
 from orchestrator.plan.selection import selected_stages
 from orchestrator.schema import (
     ExportStage,
-    FullFineTuning,
     HeldOutShare,
     MergeStage,
     Reading,
@@ -25,11 +24,14 @@ from orchestrator.schema import (
     Stage,
     TrainStage,
     VocabularyStage,
+    WholeModelMethod,
 )
 from orchestrator.store import sha256_value
 
 IDENTITY_FORMAT = 1
 _NOT_IDENTITY = {"resources", "log_every_steps", "data", "sentencepiece_model"}
+_NAMED_IF_CHANGED = ("quantization", "optimizer")
+"""Of a training stage: what was learned before these existed stays known."""
 
 
 class State(StrEnum):
@@ -89,7 +91,7 @@ class PlannedStage:
 def is_base(stage: Stage) -> bool:
     """Whether a stage leaves a whole model, which later stages start from."""
     return isinstance(stage, VocabularyStage | MergeStage) or (
-        isinstance(stage, TrainStage) and isinstance(stage.method, FullFineTuning)
+        isinstance(stage, TrainStage) and isinstance(stage.method, WholeModelMethod)
     )
 
 
@@ -171,8 +173,9 @@ def _identity(name: str, stage: Stage, recipe: Recipe, contents: Contents, paren
         identity |= {"base_model": contents.base_model, "base_tokenizer": contents.base_tokenizer}
     if isinstance(stage, TrainStage):
         identity["precision"] = recipe.precision
-        if stage.quantization is None:
-            del identity["stage"]["quantization"]
+        for option in _NAMED_IF_CHANGED:
+            if getattr(stage, option) == TrainStage.model_fields[option].default:
+                del identity["stage"][option]
         # As long as they change nothing, they are not named, so that what was learned before they existed stays known.
         if recipe.reading != Reading():
             identity["reading"] = recipe.reading.model_dump(mode="json")

@@ -38,8 +38,42 @@ class Measured:
         return statistics.stdev(self.after) if len(self.after) > 1 else 0.0
 
 
-def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """In the order of HEADINGS, the base first."""
+@dataclass(frozen=True)
+class Yardstick:
+    """What methods are measured by: the gain of one of them over the base."""
+
+    reference: str
+    reach: float
+
+    def share(self, each: Measured, measured: Sequence[Measured]) -> float:
+        """Of the reference's gain."""
+        (reference,) = [other for other in measured if other.name == self.reference]
+        return (each.before - each.mean) / (reference.before - reference.mean)
+
+    def verdict(self, measured: Sequence[Measured]) -> str:
+        """Which method reaches the share with the fewest parameters."""
+        able = [each for each in measured if each.name != self.reference and self.share(each, measured) >= self.reach]
+        if not able:
+            return f"none reaches {self.reach:.0%} of what {self.reference} gains"
+        best = min(able, key=lambda each: each.learns)
+        who = f"{best.name} is the smallest that reaches {self.reach:.0%} of what {self.reference} gains"
+        return f"d{100 * self.reach:.0f} = {best.learns:,}: {who}"
+
+
+def headings(yardstick: Yardstick | None = None) -> tuple[str, ...]:
+    return (*HEADINGS, f"of {yardstick.reference}'s gain") if yardstick else HEADINGS
+
+
+def rows(measured: Sequence[Measured], yardstick: Yardstick | None = None) -> list[tuple[str, ...]]:
+    """In the order of the headings, the base first."""
+    found = _rows(measured)
+    if not yardstick:
+        return found
+    shares = ["", *(f"{yardstick.share(each, measured):.0%}" for each in measured)]
+    return [(*row, share) for row, share in zip(found, shares, strict=True)]
+
+
+def _rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
     first = measured[0]
     base = f"{1000 * first.base_seconds_per_token:.1f}" if first.base_seconds_per_token else ""
     found: list[tuple[str, ...]] = [("the base", "", f"{first.before:.3f}", "", "", "", base, "")]
@@ -62,7 +96,9 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
     return found
 
 
-def table(measured: Sequence[Measured]) -> str:
-    """In Markdown."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(measured)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+def table(measured: Sequence[Measured], yardstick: Yardstick | None = None) -> str:
+    """In Markdown, with what the yardstick says of it."""
+    head = headings(yardstick)
+    lines = [head, ("---",) * len(head), *rows(measured, yardstick)]
+    verdict = f"\n{yardstick.verdict(measured)}\n" if yardstick else ""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n{verdict}"

@@ -17,12 +17,13 @@ from rich.text import Text
 from orchestrator.plan.plan import Plan, PlannedStage, State
 from orchestrator.plan.record import Record
 from orchestrator.report import comparison
-from orchestrator.report.comparison import Measured
+from orchestrator.report.comparison import Measured, Yardstick
 from orchestrator.report.history import described
 from orchestrator.report.preparing import Prepared, PreparingLine
 from orchestrator.report.words import duration, size
 from orchestrator.schema import (
     BitFit,
+    Bottleneck,
     ExportStage,
     FullFineTuning,
     Ia3,
@@ -33,6 +34,7 @@ from orchestrator.schema import (
     PromptTuning,
     PTuning,
     Recipe,
+    Subspace,
     TrainStage,
     VocabularyStage,
 )
@@ -76,12 +78,14 @@ class Console:
         frozen = sum(total for trained, total in kinds.values() if not trained)
         self.show_table(("  learns", "parameters", "of"), [*rows, ("  all else is frozen", "", f"{frozen:,}")])
 
-    def show_comparison(self, measured: Sequence[Measured]) -> None:
-        if self._terminal.is_terminal:
-            self.show_table(comparison.HEADINGS, comparison.rows(measured))
-        else:
+    def show_comparison(self, measured: Sequence[Measured], yardstick: Yardstick | None = None) -> None:
+        if not self._terminal.is_terminal:
             # Without a terminal a table has 80 columns, which fold this one beyond reading.
-            self._print(comparison.table(measured).rstrip())
+            self._print(comparison.table(measured, yardstick).rstrip())
+            return
+        self.show_table(comparison.headings(yardstick), comparison.rows(measured, yardstick))
+        if yardstick:
+            self.say(yardstick.verdict(measured))
 
     def stage_begins(self, planned: PlannedStage) -> None:
         heading = Text.assemble((f"{planned.number} {planned.name}", "bold"), f" → {shown(planned.folder)}")
@@ -187,16 +191,27 @@ def _method_in_words(method: Method | None) -> str:
         case Lora():
             kind = " ".join(
                 word
-                for word, used in (("rsLoRA", method.rslora), ("DoRA", method.dora), ("PiSSA", method.init == "pissa"))
+                for word, used in (
+                    ("rsLoRA", method.rslora),
+                    ("DoRA", method.dora),
+                    ("PiSSA", method.init == "pissa"),
+                    ("LoftQ", method.init == "loftq"),
+                )
                 if used
             )
             return f"{kind or 'LoRA'} r{method.rank} on {_layers_in_words(method.targets)}"
         case FullFineTuning():
             return "every weight"
+        case Subspace():
+            return f"every weight, in a subspace of {method.dimension:,} dimensions"
         case BitFit():
             return "biases"
         case Ia3():
             return f"IA3 on {_layers_in_words(method.targets)}"
+        case Bottleneck():
+            return (
+                f"networks {method.size} wide behind {'attention and MLP' if method.placement == 'houlsby' else 'the MLP'}"
+            )
         case PromptTuning() | PTuning() | PrefixTuning():
             return f"{method.virtual_tokens} virtual tokens ({method.kind.replace('_', ' ')})"
         case None:

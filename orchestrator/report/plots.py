@@ -6,14 +6,14 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from orchestrator.report.comparison import Measured
+from orchestrator.report.comparison import Measured, Yardstick
 
 _BLUE = "#4878a8"
 _NEAR = 2.5
 """Labels of points whose parameters differ by less could touch."""
 
 
-def plot_comparison(measured: Sequence[Measured], path: Path) -> None:
+def plot_comparison(measured: Sequence[Measured], path: Path, yardstick: Yardstick | None = None) -> None:
     """Held-out bits per character over what learns; bars are a standard deviation up and down."""
     # The same file for the same figures.
     with mpl.rc_context({"svg.hashsalt": "comparison", "font.size": 9}):
@@ -25,10 +25,14 @@ def plot_comparison(measured: Sequence[Measured], path: Path) -> None:
             line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkB": 4}
             place = (1.12 * each.learns, height)
             axes.annotate(each.name, (each.learns, each.mean), place, va="center", arrowprops=line)
-        axes.axhline(measured[0].before, color="#999999", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            "the base", (0, measured[0].before), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points"
-        )
+        levels = {"the base": measured[0].before}
+        if yardstick:
+            (reference,) = [each for each in measured if each.name == yardstick.reference]
+            reached = reference.before - yardstick.reach * (reference.before - reference.mean)
+            levels[f"{yardstick.reach:.0%} of what {yardstick.reference} gains"] = reached
+        for text, level in levels.items():
+            axes.axhline(level, color="#999999", linewidth=0.8, linestyle=":")
+            axes.annotate(text, (0, level), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
         axes.set_xscale("log")
         axes.margins(x=0.15, y=0.12)
         axes.set_xlabel("parameters that learn")

@@ -17,9 +17,12 @@ from orchestrator.schema.execution import (
     Workers,
 )
 from orchestrator.schema.methods import (
+    BEGINS_WITH_WEIGHTS,
     BitFit,
+    Bottleneck,
     FullFineTuning,
     Ia3,
+    Init,
     Lora,
     Method,
     PrefixTuning,
@@ -27,14 +30,18 @@ from orchestrator.schema.methods import (
     PromptTuning,
     PTuning,
     Quantization,
+    Subspace,
+    WholeModelMethod,
 )
 from orchestrator.schema.recipe import Comparison, HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
-from orchestrator.schema.stages import ExportStage, MergeStage, Resources, Stage, TrainStage, VocabularyStage
+from orchestrator.schema.stages import ExportStage, MergeStage, OptimizerKind, Resources, Stage, TrainStage, VocabularyStage
 from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
 
 __all__ = [
+    "BEGINS_WITH_WEIGHTS",
     "AddressCluster",
     "BitFit",
+    "Bottleneck",
     "CheckpointPolicy",
     "Cluster",
     "Comparison",
@@ -42,12 +49,14 @@ __all__ = [
     "FullFineTuning",
     "HeldOutShare",
     "Ia3",
+    "Init",
     "KubernetesCluster",
     "LocalCluster",
     "Lora",
     "MergeStage",
     "Method",
     "NoTracking",
+    "OptimizerKind",
     "PTuning",
     "PlacedCluster",
     "PrefixTuning",
@@ -64,11 +73,13 @@ __all__ = [
     "Schema",
     "Stage",
     "StageSelection",
+    "Subspace",
     "Tracking",
     "TrainStage",
     "VocabularyStage",
     "WandbTracking",
     "WeightedSource",
     "WeightedSources",
+    "WholeModelMethod",
     "Workers",
 ]

@@ -10,6 +10,11 @@ ALL_LINEAR = "all-linear"
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+Init = Literal["kaiming", "gaussian", "pissa", "loftq"]
+BEGINS_WITH_WEIGHTS: tuple[Init, ...] = ("pissa", "loftq")
+"""Factors that are not zero together at first, and belong to a weight that is another than the base's."""
+
+
 class Lora(Schema):
     """Low-rank adapters on linear layers (Hu et al. 2021): W x + (alpha / rank) B A x."""
 
@@ -34,16 +39,17 @@ class Lora(Schema):
     """Scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that a larger rank does not learn more slowly."""
     dora: bool = False
     """Learns the length of each of the weight's rows apart from its direction (Liu et al. 2024)."""
-    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
-    """How A and B begin: A at random and B zero, in two ways, or with the largest singular vectors of the weight, which are
-    taken out of it (PiSSA, Meng et al. 2024)."""
+    init: Init = "kaiming"
+    """How A and B begin: A at random and B zero, in two ways; with the largest singular vectors of the weight, which are
+    taken out of it (pissa, Meng et al. 2024); or with those of what quantization took from it (loftq, Li et al. 2023, one
+    step)."""
     learning_rate_ratio: PositiveFloat = 1.0
     """B learns so many times as fast as A (LoRA+, Hayou et al. 2024)."""
 
     @model_validator(mode="after")
     def _check(self) -> "Lora":
-        if self.dora and self.init == "pissa":
-            raise ValueError("dora and init: pissa do not go together: both take the weight apart; choose one")
+        if self.dora and self.init in BEGINS_WITH_WEIGHTS:
+            raise ValueError(f"dora and init: {self.init} do not go together: both take the weight apart; choose one")
         return self
 
 
@@ -51,6 +57,17 @@ class FullFineTuning(Schema):
     """Every weight learns, and what is left is a whole model: the base of the stages that follow."""
 
     kind: Literal["full"]
+
+
+class Subspace(Schema):
+    """Every weight moves, but only within a random subspace (Li et al. 2018, Aghajanyan et al. 2021): a measure of how few
+    numbers a task needs. What is left is a whole model."""
+
+    kind: Literal["subspace"]
+    dimension: PositiveInt
+    """Numbers that learn."""
+    structure_aware: bool = True
+    """A scale for each block is among them (SAID); else one projection moves the whole model (DID)."""
 
 
 class BitFit(Schema):
@@ -73,6 +90,20 @@ class Ia3(Schema):
         if strangers := sorted(set(self.feedforward) - set(self.targets)):
             raise ValueError(f"feedforward: {strangers[0]} is none of the targets ({', '.join(self.targets)})")
         return self
+
+
+class Bottleneck(Schema):
+    """Small networks behind the parts of each block: x + up(relu(down(x)))."""
+
+    kind: Literal["bottleneck"]
+    placement: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """Behind attention and the MLP (Houlsby et al. 2019), or behind the MLP alone (Pfeiffer et al. 2021)."""
+    size: PositiveInt = 64
+    """Width of a network's middle."""
+
+
+WholeModelMethod = FullFineTuning | Subspace
+"""Those that leave a whole model."""
 
 
 class PromptTuning(Schema):
@@ -125,7 +156,10 @@ QuantizationByName = Annotated[Quantization, BeforeValidator(_by_name)]
 """By its kind alone, such as `quantization: nf4`, or a mapping."""
 
 Method = Annotated[
-    Annotated[Lora | FullFineTuning | BitFit | Ia3 | PromptTuning | PTuning | PrefixTuning, Field(discriminator="kind")],
+    Annotated[
+        Lora | FullFineTuning | Subspace | BitFit | Ia3 | Bottleneck | PromptTuning | PTuning | PrefixTuning,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_by_name),
 ]
 """By its kind alone, such as `method: bitfit`, or a mapping with its hyperparameters."""

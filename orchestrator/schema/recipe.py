@@ -75,8 +75,18 @@ class Comparison(Schema):
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """By name: what the stage says otherwise, such as `{method: full, learning_rate: 1e-4}`."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(1, 2, 3), min_length=1)
+    reference: str | None = None
+    """The method by whose gain over the base the others are measured."""
+    reach: float = Field(default=0.9, gt=0, le=1)
+    """Share of that gain: the table says which method reaches it with the fewest parameters. 0.9 gives Aghajanyan's d90."""
     latency_tokens: NonNegativeInt = 32
     """Tokens that are generated to measure what a method costs afterwards; 0 measures nothing."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Comparison":
+        if self.reference is not None and self.reference not in self.methods:
+            raise ValueError(f"reference: {self.reference!r} is none of the methods ({', '.join(self.methods)})")
+        return self
 
 
 def _plain_selection(value: object) -> object:

@@ -4,11 +4,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from orchestrator.schema.methods import FullFineTuning, Ia3, Lora, Method, PrefixTuning, PromptMethod, QuantizationByName
+from orchestrator.schema.methods import (
+    Bottleneck,
+    Ia3,
+    Lora,
+    Method,
+    PrefixTuning,
+    PromptMethod,
+    QuantizationByName,
+    Subspace,
+    WholeModelMethod,
+)
 from orchestrator.schema.strict import Schema, Sources, WeightedSources
 
 SavedModule = Literal["embed_tokens", "lm_head"]
 """The modules outside the blocks that may be trained in full."""
+
+
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
 class VocabularyStage(Schema):
@@ -78,6 +91,9 @@ class TrainStage(Schema):
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps during which the learning rate rises linearly to its peak."""
     weight_decay: NonNegativeFloat = 0.0
+    optimizer: OptimizerKind = "adamw"
+    """8bit keeps each of Adam's moments in a byte (Dettmers et al. 2021); those of a paged one wait in the host's memory
+    where a GPU has too little. Both are bitsandbytes'; on CPUs nothing is paged."""
     max_gradient_norm: PositiveFloat = 1.0
 
     log_every_steps: PositiveInt = 1
@@ -87,19 +103,34 @@ class TrainStage(Schema):
     def _check(self) -> "TrainStage":
         if self.method is None and not self.modules_to_save and not self.new_rows:
             raise ValueError("nothing to train; give `method`, `modules_to_save` or `new_rows`")
-        if isinstance(self.method, FullFineTuning) and (self.modules_to_save or self.new_rows):
-            raise ValueError("method: full trains every weight; leave out modules_to_save and new_rows")
+        if isinstance(self.method, WholeModelMethod) and (self.modules_to_save or self.new_rows):
+            raise ValueError(f"method: {self.method.kind} trains every weight; leave out modules_to_save and new_rows")
+        if isinstance(self.method, Subspace) and self.resources.gradient_checkpointing:
+            raise ValueError(
+                "method: subspace computes each forward with weights of its own, which gradient_checkpointing would lose; "
+                "set resources.gradient_checkpointing=false"
+            )
+        if isinstance(self.method, Bottleneck | PromptMethod) and (self.modules_to_save or self.new_rows):
+            raise ValueError(
+                f"method: {self.method.kind} leaves the model as it is, and its adapter holds nothing else; "
+                "leave out modules_to_save and new_rows"
+            )
         if isinstance(self.method, PromptMethod):
             self._check_prompts(self.method)
-        if self.quantization and isinstance(self.method, FullFineTuning):
+        if self.quantization and isinstance(self.method, WholeModelMethod):
             raise ValueError(
-                "quantization: weights in a few bits cannot learn; leave it out, or choose another method than full"
+                "quantization: weights in a few bits cannot learn; leave it out, or choose another method than "
+                f"{self.method.kind}"
             )
         if self.quantization and isinstance(self.method, Ia3):
             # PEFT 0.21 computes a scaled layer of a quantized base in fp32, and attention takes no two precisions.
             raise ValueError("quantization: ia3 does not go with it in PEFT; choose another method, or leave it out")
         if self.quantization and isinstance(self.method, Lora) and self.method.init == "pissa":
             raise ValueError("quantization: what pissa leaves of the weights would be rounded again; choose another init")
+        if not self.quantization and isinstance(self.method, Lora) and self.method.init == "loftq":
+            raise ValueError(
+                "method.init: loftq begins with what quantization takes; give quantization: nf4, or choose another init"
+            )
         if both := sorted(set(self.modules_to_save) & set(self.new_rows)):
             raise ValueError(f"{both[0]} is in modules_to_save and in new_rows; train all of its rows, or the new ones")
         if (self.steps is None) == (self.epochs is None):
@@ -112,11 +143,6 @@ class TrainStage(Schema):
         return self
 
     def _check_prompts(self, method: PromptMethod) -> None:
-        if self.modules_to_save or self.new_rows:
-            raise ValueError(
-                f"method: {method.kind} leaves the model as it is, and its adapter holds nothing else; "
-                "leave out modules_to_save and new_rows"
-            )
         if self.objective == "answers" and self.packing:
             raise ValueError(
                 f"method: {method.kind} puts virtual tokens before a row, which must be one sample; set packing=false"

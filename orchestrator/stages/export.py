@@ -16,7 +16,7 @@ from orchestrator.checkpoint.whole_model import copy_beside_weights
 from orchestrator.contents import weight_files
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import TrainingError
-from orchestrator.model.adapters import load_with_peft, merge_rule, peft_config, read_merge_rule
+from orchestrator.model.adapters import load_adapter, merge_rule, peft_config, read_merge_rule
 from orchestrator.model.loading import DTYPES, load_model
 from orchestrator.model.merge import write_merged
 from orchestrator.plan.adaptation import Adaptation
@@ -78,7 +78,7 @@ def _compare(stage: ExportStage, assignment: ExportAssignment, merged: Path) -> 
     """The largest difference of logits, relative to the largest logit."""
     ids = torch.arange(stage.verify_tokens)[None] % len(load_tokenizer(assignment.tokenizer))
     base = load_model(assignment.base, assignment.precision)
-    adapted = _logits(load_with_peft(base, assignment.folder / "adapter"), ids)
+    adapted = _logits(load_adapter(base, assignment.folder / "adapter"), ids)
     difference = (_logits(load_model(merged, assignment.precision), ids) - adapted).abs().max() / adapted.abs().max()
     tolerance = _tolerance(assignment.precision, merged)
     # Turned around, so that NaN is no agreement.

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from orchestrator.model.adapters import load_with_peft
+from orchestrator.model.adapters import load_adapter
 from orchestrator.model.loading import load_model
 
 _PROMPT_TOKENS = 16
@@ -19,7 +19,7 @@ def run_latency(base: Path, adapter: Path | None, can_merge: bool, precision: st
     model = load_model(base, precision).eval()
     if adapter is None:
         return {"plain": _seconds(model, tokens)}
-    adapted = load_with_peft(model, adapter).eval()
+    adapted = load_adapter(model, adapter).eval()
     found = {"adapted": _seconds(adapted, tokens)}
     if can_merge:
         found["merged"] = _seconds(cast(Any, adapted).merge_and_unload(), tokens)

@@ -30,6 +30,8 @@ from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import leave_file, load_model
 from orchestrator.model.loss import SummedLoss, bits_per_character
+from orchestrator.model.subspace import NAME as SUBSPACE
+from orchestrator.model.subspace import SubspaceModule
 from orchestrator.schema import Lora
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
 from orchestrator.stages.resume import describe as describe_checkpoint
@@ -160,7 +162,7 @@ def build_model(assignment: TrainAssignment) -> SummedLoss:
     if not torch.cuda.is_available():
         use_cpu_attention(model)
         leave_file(model)
-    attach(model, assignment.adaptation, assignment.seed, assignment.base_tokens)
+    attach(model, assignment.adaptation, assignment.seed, assignment.base_tokens, assignment.base)
     if assignment.parent_adapter:
         load_tensors(model, read_adapter(assignment.parent_adapter, assignment.base, assignment.tokenizer))
     if assignment.stage.resources.gradient_checkpointing:
@@ -186,6 +188,7 @@ def _engine_settings(assignment: TrainAssignment, model: SummedLoss, num_workers
         weight_decay=stage.weight_decay,
         max_gradient_norm=stage.max_gradient_norm,
         seed=assignment.seed,
+        optimizer=stage.optimizer,
         faster={name: ratio for name in second_factors(model) if ratio != 1},
     )
 
@@ -259,7 +262,7 @@ def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: 
     """All ranks gather, rank 0 writes."""
     prefix = "model."
     if assignment.adaptation.full:
-        _save_whole(assignment, engine, rank)
+        _save_whole(assignment, engine, getattr(model.model, SUBSPACE, None), rank)
         return
     names = [prefix + name for name in adapter_parameters(model.model, assignment.adaptation)]
     parameters = {name.removeprefix(prefix): tensor for name, tensor in engine.parameters(names) if rank == 0}
@@ -269,11 +272,13 @@ def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: 
         write_adapter(folder, tensors, assignment.adaptation, assignment.origin, assignment.base, assignment.tokenizer)
 
 
-def _save_whole(assignment: TrainAssignment, engine: Engine, rank: int) -> None:
+def _save_whole(assignment: TrainAssignment, engine: Engine, subspace: SubspaceModule | None, rank: int) -> None:
     """A model is written as it is gathered, a file at a time."""
     prefix = "model."
-    layout = engine.layout()
+    layout = {name: shape for name, shape in engine.layout().items() if not name.startswith(f"{prefix}{SUBSPACE}.")}
     coming = ((name.removeprefix(prefix), tensor) for name, tensor in engine.parameters(list(layout)))
+    if subspace:
+        coming = ((name, tensor.detach()) for name, tensor in subspace.moved(coming))
     if rank > 0:
         # Gathered all the same.
         for _ in coming:

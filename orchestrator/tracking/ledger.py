@@ -3,8 +3,9 @@
 The driver alone writes it. Each line is on disk before the driver goes on; what a killed driver wrote of its last line is no
 event. An event has its `time` in seconds since the epoch, its name, and:
 
-    begin                      pid, host, command; step, if known: the last in the metrics.  A command starts or resumes it.
-    attempt                    workers, zero, micro_batch_size, accumulation, nodes; from_step, if known
+    begin                      pid, host, command, pipeline; step, if known: the last in the metrics.  A command starts or
+                               resumes it.
+    attempt                    workers, steps, zero, micro_batch_size, accumulation, nodes; from_step, if known
     learns                     kinds: by module, how many parameters learn, and of how many
     resumed                    step: that of the checkpoint from which an attempt goes on
     first_step                 step: the first that an attempt did

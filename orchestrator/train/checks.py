@@ -90,8 +90,8 @@ def preflight(model: SummedLoss, batch: MicroBatch) -> None:
 
 
 def _waits(name: str) -> bool:
-    """Whether a parameter may have no gradient at first: A on a linear layer and B on a table meet a zero."""
-    return "lora_A" in name or "lora_embedding_B" in name
+    """Whether a parameter may have no gradient at first: each of these meets a zero."""
+    return any(part in name for part in ("lora_A", "lora_embedding_B", "adapter_down", "subspace.scales"))
 
 
 def check_end_is_learned(batches: Iterable[MicroBatch], end_id: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from orchestrator.checkpoint.adapter import WEIGHTS_NAME, read_adapter, verify_written, write_adapter
+from orchestrator.checkpoint.adapter import read_adapter, verify_written, write_adapter
 from orchestrator.checkpoint.manifest import MANIFEST_NAME, Origin
 from orchestrator.contents import TOKENIZER_FILES, base_model_hash, tokenizer_hash
 from orchestrator.data.batches import evaluation_batches
@@ -41,6 +41,7 @@ STAGES = {
     "whole_after_rows": Adaptation(ATTENTION, BOTH[:1], trained_modules=BOTH[:1], rows_to_save=BOTH[1:]),
     "rows_of_a_whole": Adaptation(ATTENTION, BOTH[:1], rows_to_save=BOTH[1:], trained_rows=BOTH[:1]),
 }
+WEIGHTS_NAME = "adapter_model.safetensors"
 BASE_TOKENS = 400
 """Of the base's 512; the others pass for new ones."""
 LAYERS = 2

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.distributed as dist
+from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,11 +37,14 @@ LORA = Adaptation(
     modules_to_save=("lm_head",),
     trained_modules=("lm_head",),
 )
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LOFTQ = "nf4 with loftq"
 BASES: dict[str, tuple[Quantization, Adaptation]] = {
     "nf4": (Quantization(kind="nf4"), LORA),
     "nf4, scales as they are": (Quantization(kind="nf4", double=False), LORA),
     "fp4": (Quantization(kind="fp4"), LORA),
     "int8": (Quantization(kind="int8"), LORA),
+    LOFTQ: (Quantization(kind="nf4"), replace(LORA, init="loftq")),
     "nf4 with dora": (Quantization(kind="nf4"), replace(LORA, dora=True)),
 }
 LEVELS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
@@ -87,7 +91,7 @@ class Found:
 def engine_of(run: TinyRun, name: str) -> tuple[Engine, SummedLoss]:
     quantization, adaptation = BASES[name]
     model = load_model(run.base, run.precision, quantization)
-    attach(model, adaptation, 1)
+    attach(model, adaptation, 1, base=run.base)
     loss = SummedLoss(model)
     accumulation = run.global_batch_size // (run.micro_batch_size * dist.get_world_size())
     return Engine(loss, EngineSettings(run.zero, run.precision, run.micro_batch_size, accumulation, 0.1, 0.7)), loss
@@ -153,22 +157,44 @@ def test_every_level_learns_the_same_and_goes_on_from_anothers_state(found, name
 
 def test_stock_tools_compute_what_was_trained(found, base: Path, folder: Path) -> None:
     save_file({"input_ids": ids()}, folder / "ids.safetensors")
-    folders = [str(folder / name) for name in BASES]
+    folders = [str(folder / name) for name in BASES if name != LOFTQ]
     command = [sys.executable, "-c", STOCK, str(base), str(folder / "ids.safetensors"), *folders]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    for name in BASES:
+    for name in BASES.keys() - {LOFTQ}:
         stock, ours = (load_file(folder / name / f"{who}.safetensors")["logits"] for who in ("stock", "ours"))
         # PEFT computes with factors in fp32.
         assert (stock - ours).abs().max() < 1e-2 * ours.abs().max(), name
+
+
+def test_loftq_begins_with_what_quantization_took(base: Path) -> None:
+    whole, quantized, model = (load_model(base, "fp32", bits) for bits in (None, *[BASES[LOFTQ][0]] * 2))
+    adaptation = Adaptation({name: LoraShape(16, 32) for name in LINEAR}, trained_lora=LINEAR, init="loftq")
+    attach(model, adaptation, 1, base=base)
+    for number, block in enumerate(model.model.layers):
+        layer = block.self_attn.q_proj
+        taken = whole.model.layers[number].self_attn.q_proj.weight - dequantize_4bit(
+            layer.base_layer.weight, layer.base_layer.weight.quant_state
+        )
+        begun = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        left, values, right = torch.linalg.svd(taken)
+        torch.testing.assert_close(begun, left[:, :16] * values[:16] @ right[:16], atol=1e-6, rtol=1e-4)
+    errors = [(logits_of(each) - logits_of(whole)).norm() for each in (quantized, model)]
+    assert errors[1] < 0.9 * errors[0]
+    # On the base as it is on disk nothing needs to be made up for.
+    parameters = {name: dict(model.named_parameters())[name].detach() for name in adapter_parameters(model, adaptation)}
+    tensors = written_tensors(model, parameters, adaptation, None)
+    for layer in {key.partition(".lora_")[0] for key in tensors}:
+        first, second = (tensors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+        assert (second @ first).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_the_blocks_alone_are_in_few_bits_and_are_counted_as_what_they_stand_for(base: Path, name: str) -> None:
     model = load_model(base, "bf16", BASES[name][0])
     few = {each.rsplit(".", 2)[-2] for each, weight in model.named_parameters() if weight.dtype in (torch.uint8, torch.int8)}
-    assert few == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert few == set(LINEAR)
     whole = load_model(base, "bf16")
     assert count_parameters(model) == (count_parameters(whole)[0] - _in_blocks(whole), count_parameters(whole)[1])
     stored = sum(weight.nbytes for weight in model.model.layers.parameters() if weight.dim() == 2)

@@ -18,6 +18,7 @@ from orchestrator.model.loading import load_model
 from orchestrator.model.loss import SummedLoss
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.plan.targets import LoraShape
+from orchestrator.schema import OptimizerKind
 
 STEPS = 6
 LEARNING_RATE = 3e-3
@@ -51,6 +52,7 @@ class TinyRun:
     dropout: float = 0.0
     seed: int = 0
     """Of dropout."""
+    optimizer: OptimizerKind = "adamw"
 
     def batches(self, rank: int, num_workers: int) -> StepBatches:
         rows = PreparedRows.open(self.rows)
@@ -80,6 +82,7 @@ def tiny_engine(run: TinyRun) -> Engine:
         weight_decay=WEIGHT_DECAY,
         max_gradient_norm=MAX_GRADIENT_NORM,
         seed=run.seed,
+        optimizer=run.optimizer,
     )
     return Engine(SummedLoss(tiny_model(run.base, run.precision, run.dropout)), settings)
 

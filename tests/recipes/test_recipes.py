@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
 from orchestrator.plan.plan import Contents, State, make_plan
 from orchestrator.plan.variants import variants
-from orchestrator.schema import Lora, RandomBase, Recipe, TrainStage
+from orchestrator.schema import FullFineTuning, Lora, RandomBase, Recipe, Subspace, TrainStage
 from tests.llama_layers import LAYERS
 
 FILES = sorted(path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.y*ml"))
-NUM_FILES = 36
+NUM_FILES = 41
 CHINESE_LLAMA = ("chinese_llama", "chinese_llama_published")
 
 
@@ -53,7 +53,7 @@ def test_every_file_is_reached_by_a_composition() -> None:
 
 
 def test_every_recipe_is_tried_at_every_scale() -> None:
-    assert len(COMPOSITIONS) == 3 * 4 + 5 + 2
+    assert len(COMPOSITIONS) == 4 * 4 + 5 + 2
 
 
 @pytest.mark.parametrize("words", COMPOSITIONS, ids=" ".join)
@@ -135,9 +135,24 @@ def test_the_demo_needs_no_download_and_brings_its_own_text() -> None:
 
 
 @pytest.mark.parametrize("scale", options("scale"))
+def test_an_intrinsic_dimension_is_measured_in_growing_subspaces_beside_the_whole(scale: str) -> None:
+    recipe = compose(["recipe=intrinsic_dimension", f"scale={scale}"])
+    assert recipe.compare
+    assert (recipe.compare.reference, recipe.compare.reach) == ("full", 0.9)
+    methods = {variant.name: train_stages(variant.recipe)["task"].method for variant in variants(recipe)}
+    assert methods.pop("full") == FullFineTuning(kind="full")
+    for name, method in methods.items():
+        assert isinstance(method, Subspace)
+        assert name == f"{'said' if method.structure_aware else 'did'}_{method.dimension}"
+    sizes = [method.dimension for method in methods.values() if isinstance(method, Subspace) and method.structure_aware]
+    assert len(sizes) == 6
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("scale", options("scale"))
 def test_a_comparison_differs_in_method_learning_rate_and_seed_alone(scale: str) -> None:
     tried = variants(compose(["recipe=method_comparison", f"scale={scale}"]))
-    assert len(tried) == 11 * 3
+    assert len(tried) == 13 * 3
     assert len({(variant.name, variant.seed) for variant in tried}) == len(tried)
     stages = [train_stages(variant.recipe)["task"] for variant in tried]
     assert len({stage.model_dump_json(exclude={"method", "learning_rate"}) for stage in stages}) == 1

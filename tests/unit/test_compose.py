@@ -103,8 +103,8 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
     [
         (
             "recipe=chinese_lama",
-            "recipe: 'chinese_lama' is none of chinese_llama, chinese_llama_published, method_comparison; "
-            "did you mean chinese_llama?",
+            "recipe: 'chinese_lama' is none of chinese_llama, chinese_llama_published, intrinsic_dimension, "
+            "method_comparison; did you mean chinese_llama?",
         ),
         ("scale=8b", "scale: '8b' is none of 13b, 33b, 7b, demo"),
         (
@@ -359,7 +359,13 @@ def test_workers_of_another_kind_are_refused_with_both_forms(given: str) -> None
             ["stages.attention.method.init=pissa", "stages.attention.method.dora=true"],
             "dora and init: pissa do not go",
         ),
+        (["stages.attention.method.init=loftq"], "method.init: loftq begins with what quantization takes"),
+        (
+            ["stages.instruct.optimizer=sgd"],
+            "optimizer: input should be 'adamw', 'adamw_8bit', 'paged_adamw' or 'paged_adamw_8bit', not 'sgd'",
+        ),
         (["stages.instruct.method=prompt_tuning"], "method: prompt_tuning leaves the model as it is"),
+        (["stages.instruct.method=bottleneck"], "method: bottleneck leaves the model as it is"),
         (
             ["stages.instruct.method=prompt_tuning", "stages.instruct.modules_to_save=[]"],
             "method: prompt_tuning puts virtual tokens before a row, which must be one sample; set packing=false",

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import IA3Config, LoraConfig, PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHTS
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from orchestrator.model.adapters.adapterhub import WEIGHTS_NAME as ADAPTERHUB_WEIGHTS
+from orchestrator.model.adapters.adapterhub import write_bottleneck_config
 from orchestrator.model.adapters.prompting import prompt_config
 from orchestrator.model.loading import load_config
 from orchestrator.plan.adaptation import Adaptation
@@ -30,6 +33,25 @@ def peft_config(adaptation: Adaptation, base: Path | None = None, new_rows: rang
         return IA3Config(target_modules=list(adaptation.ia3), feedforward_modules=list(adaptation.ia3_feedforward), **common)
     rows = {name: list(new_rows) for name in adaptation.rows_to_save} if new_rows else None
     return LoraConfig(trainable_token_indices=rows, **_factors(adaptation, is_written=base is not None), **common)
+
+
+def write_config(adaptation: Adaptation, folder: Path, base: Path, new_rows: range | None) -> None:
+    """The description that lies beside the tensors of an adapter."""
+    if adaptation.bottleneck:
+        write_bottleneck_config(adaptation.bottleneck, folder, base)
+    else:
+        peft_config(adaptation, base, new_rows).save_pretrained(str(folder))
+
+
+def weights_name(adaptation: Adaptation) -> str:
+    """Of the file that holds the tensors."""
+    return ADAPTERHUB_WEIGHTS if adaptation.bottleneck else PEFT_WEIGHTS
+
+
+def weights_of(folder: Path) -> Path:
+    """The file with the tensors of a written adapter."""
+    adapterhub = folder / ADAPTERHUB_WEIGHTS
+    return adapterhub if adapterhub.is_file() else folder / PEFT_WEIGHTS
 
 
 def _factors(adaptation: Adaptation, is_written: bool) -> dict[str, Any]:

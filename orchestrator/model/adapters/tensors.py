@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
-from orchestrator.model.adapters.names import ROWS_NAME, adapter_key, plain_key, rows_key
+from orchestrator.model.adapters.names import KEY_PREFIX, ROWS_NAME, adapter_key, plain_key, rows_key
 from orchestrator.model.adapters.prompting import prompt_tensors
 from orchestrator.model.adapters.singular import beginnings, difference
 from orchestrator.model.tables import NEW_ROWS, OLD_ROWS
@@ -45,7 +45,9 @@ def adapter_tensors(
 def written_tensors(
     model: nn.Module, parameters: Mapping[str, Tensor], adaptation: Adaptation, base_tokens: int | None
 ) -> dict[str, Tensor]:
-    """The adapter of a model by PEFT key, from its parameters that `adapter_parameters` named, whole."""
+    """The adapter of a model by key, from its parameters that `adapter_parameters` named, whole."""
+    if adaptation.bottleneck:
+        return dict(parameters)
     if adaptation.prompt:
         return prompt_tensors(model, parameters)
     return adapter_tensors(parameters, adaptation, base_tokens, beginnings(model))
@@ -53,11 +55,13 @@ def written_tensors(
 
 @torch.no_grad()
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies an adapter's tensors, by PEFT key, into the model; ModelError names a key or shape that does not fit."""
+    """Copies an adapter's tensors, by key, into the model; ModelError names a key or shape that does not fit."""
     places = _places(model)
     for key, tensor in tensors.items():
         is_rows = key.endswith(f".{ROWS_NAME}")
-        place = places.get(plain_key(key).replace(ROWS_NAME, "weight"))
+        # AdapterHub's keys are the model's own names.
+        named = plain_key(key) if key.startswith(KEY_PREFIX) else KEY_PREFIX + key
+        place = places.get(named.replace(ROWS_NAME, "weight"))
         if place is None:
             raise ModelError(f"the adapter holds {key}, which this stage's model has not")
         shape = (sum(len(part) for part in place), *place[0].shape[1:])

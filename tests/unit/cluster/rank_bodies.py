@@ -94,11 +94,12 @@ def wait_to_be_asked(assignment: Any, link: Link) -> str:
 
 def hang(assignment: Any, link: Link) -> None:
     link.beat(3, "computing")
+    a_function_that_hangs(link)
+
+
+def a_function_that_hangs(link: Link) -> None:
+    # From here, so that whoever hears it finds the process here.
     link.note({"event": "waiting", "pid": os.getpid()})
-    a_function_that_hangs()
-
-
-def a_function_that_hangs() -> None:
     threading.Event().wait()
 
 

@@ -120,8 +120,9 @@ def test_after_a_full_fine_tuning_or_a_merge_an_adapter_begins(make_recipe) -> N
     assert (last.ia3, last.dora) == ((), True)
 
 
-def test_ia3_goes_on_with_its_own(make_recipe) -> None:
-    first, second = chain(make_recipe, "ia3", "ia3")
+@pytest.mark.parametrize("method", ["ia3", "bottleneck"])
+def test_what_has_an_adapter_of_its_own_goes_on_with_it(make_recipe, method: str) -> None:
+    first, second = chain(make_recipe, method, method)
     assert first == second
 
 
@@ -141,6 +142,13 @@ def test_ia3_goes_on_with_its_own(make_recipe) -> None:
         ([LORA, "p_tuning"], f"stages.s1.method: p_tuning has an adapter of its own, and stages.s0 left another; {MERGE}"),
         (["p_tuning", LORA], "stages.s1: nothing can follow the p_tuning of stages.s0, which is in none of the weights"),
         (["p_tuning", "merge"], "stages.s1: the p_tuning of stages.s0 is told to a model and is in none of its weights$"),
+        (
+            [LORA, "bottleneck"],
+            f"stages.s1.method: bottleneck has an adapter of its own, and stages.s0 left another; {MERGE}",
+        ),
+        (["bottleneck", LORA], "stages.s1: nothing but the same can follow the bottleneck of stages.s0, which no weight"),
+        (["bottleneck", "merge"], "stages.s1: the bottleneck of stages.s0 is not linear, and no weight can hold it$"),
+        (["bottleneck", "export"], "stages.s1.merged: the bottleneck of stages.s0 .*; set stages.s1.merged=false$"),
         (["p_tuning", "export"], "stages.s1.merged: the p_tuning of stages.s0 .* weights; set stages.s1.merged=false$"),
         (
             [LORA | {"init": "pissa"}, LORA],

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.report.comparison import Measured, table
+from orchestrator.report.comparison import Measured, Yardstick, table
 from orchestrator.report.plots import plot_comparison
 
 MEASURED = [
@@ -20,9 +20,17 @@ def test_means_and_spreads_of_each_method_under_the_base() -> None:
     assert prefix == "| prefix | 10 (0.99%) | 2.300 ± 0.000 | 3,000 | 2.0 MB | 1.0 kB | 5.0 | cannot be |"
 
 
+def test_what_reaches_most_of_a_gain_with_the_fewest_parameters() -> None:
+    *_, full, lora, prefix, _, verdict = table(MEASURED, Yardstick("full", 0.9)).splitlines()
+    assert [row.split("|")[-2].strip() for row in (full, lora, prefix)] == ["100%", "100%", "50%"]
+    assert verdict == "d90 = 50: lora is the smallest that reaches 90% of what full gains"
+    assert "d50 = 10: prefix" in table(MEASURED, Yardstick("full", 0.5))
+    assert "none reaches 90% of what full gains" in table([MEASURED[0], MEASURED[2]], Yardstick("full", 0.9))
+
+
 def test_the_plot_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
     for name in ("first.svg", "second.svg"):
-        plot_comparison(MEASURED, tmp_path / name)
+        plot_comparison(MEASURED, tmp_path / name, Yardstick("full", 0.9))
     first, second = ((tmp_path / name).read_text(encoding="utf-8") for name in ("first.svg", "second.svg"))
     assert first == second
     assert first.count("<path") > 20
