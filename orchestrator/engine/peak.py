@@ -4,20 +4,8 @@ import time
 
 import torch
 
-_DATASHEET = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-"""Dense operations per second in 16 bits, by a part of the device's name."""
+from orchestrator.plan.devices import device_named
+
 _SIDE, _TRIES = 1024, 6
 
 
@@ -26,11 +14,8 @@ def peak_flops(precision: str) -> float:
 
     All ranks should ask at the same time, as they will share the machine when they train.
     """
-    if torch.cuda.is_available() and precision != "fp32":
-        name = torch.cuda.get_device_name()
-        for known, rate in _DATASHEET.items():
-            if known in name:
-                return rate
+    if torch.cuda.is_available() and precision != "fp32" and (device := device_named(torch.cuda.get_device_name())):
+        return device.flops
     return _measured(torch.float32 if precision == "fp32" else torch.bfloat16)
 
 

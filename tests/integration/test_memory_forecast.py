@@ -1,0 +1,16 @@
+"""What is said of a worker's memory before a run is what it holds then."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.memory_forecast import CASES, compare
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", ["LoRA on attention, ZeRO-2, 2 workers", "full fine-tuning, ZeRO-2, 2 workers"])
+def test_a_forecast_is_within_a_tenth(name: str, tmp_path: Path) -> None:
+    expected, held = compare(CASES[name], tmp_path)
+    assert held > 0.8e9
+    assert expected == pytest.approx(held, rel=0.1)
