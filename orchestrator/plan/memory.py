@@ -14,10 +14,11 @@ from orchestrator.schema import TrainStage
 
 LIBRARIES = 580 * 2**20
 """Of a worker on a CPU: Python, torch, transformers, DeepSpeed and what they hold for themselves; measured."""
-_SLACK = 1.25
+_SLACK = 1.35
 """Of activations on a CPU, whose allocator does not give back all that was freed; measured."""
 _CONTEXT = 1.2e9
 """Of a GPU: the CUDA context, NCCL and what the allocator cannot use."""
+_QUERIES = 128
 _BUCKET = 1 << 23
 """Values that DeepSpeed reduces at once."""
 _BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}
@@ -57,8 +58,7 @@ class Memory:
 
 def memory(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed) -> Memory:
     """Of a worker that trains `stage`."""
-    size = 4 if placed.precision == "fp32" else 2
-    over = placed.workers
+    size, over = _size(placed), placed.workers
     tokens = placed.micro_batch * stage.block_length
     body = shape.body * (_BITS[stage.quantization.kind] / 8 if stage.quantization else size)
     weights = body + (shape.parameters - shape.body + learns.added) * size
@@ -74,16 +74,23 @@ def memory(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed
         weights = weights / over + gathered
     # Whole gradients are there before they are reduced; the bucket is doubled where sending overlaps with computing.
     buffers = (_BUCKET * (2 if placed.on_gpu else 1) + learns.whole) * size
+    if not placed.on_gpu and "8bit" in stage.optimizer:
+        # There the update has both moments and the gradient in fp32, all at once.
+        buffers += 12 * learns.trainable / (over if placed.zero >= 1 else 1)
     slack = 1.0 if placed.on_gpu else _SLACK
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=_activations(shape, learns, stage, tokens, size) * slack,
+        activations=_activations(shape, learns, stage, placed) * slack,
         logits=min(tokens * shape.rows, _MOST_LOGITS) * size * slack,
         buffers=buffers,
         libraries=_CONTEXT if placed.on_gpu else LIBRARIES,
     )
+
+
+def _size(placed: Placed) -> int:
+    return 4 if placed.precision == "fp32" else 2
 
 
 def largest_micro_batch(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed, limit: float) -> int:
@@ -97,10 +104,14 @@ def largest_micro_batch(shape: ModelShape, learns: Learned, stage: TrainStage, p
     return 0
 
 
-def _activations(shape: ModelShape, learns: Learned, stage: TrainStage, tokens: int, size: int) -> float:
+def _activations(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed) -> float:
+    tokens, size = placed.micro_batch * stage.block_length, _size(placed)
     wide, narrow = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     # In fp32 a norm keeps what it is given, in 16 bits a copy of it in fp32.
     kept = 8 * shape.hidden + size * (2 * wide + 2 * narrow + 3 * shape.intermediate) + 4 * shape.heads
+    if not placed.on_gpu:
+        # There attention keeps its probabilities (model/attention.py), of as many keys as blocks of 128 queries see.
+        kept += size * shape.heads * (stage.block_length + _QUERIES) / 2 + size * 2 * (wide - narrow)
     if learns.in_blocks:
         # What a layer that learns, or its LoRA, was given.
         kept += size * (2 * shape.hidden + wide + shape.intermediate) / 2
