@@ -4,7 +4,8 @@ Houlsby et al. 2019 put one behind attention and one behind the MLP, Pfeiffer et
 of them, so what is written is AdapterHub's format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,5 +76,6 @@ def _last_layer(block: nn.Module, location: str) -> nn.Module:
     return found
 
 
-def _adapting(network: nn.Module):
+def _adapting(network: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A forward hook that hands a layer's output through a network."""
     return lambda _module, _arguments, output: network(output)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
 from orchestrator.checkpoint.adapter import write_adapter
@@ -25,7 +26,7 @@ from orchestrator.model.loading import load_config, load_model
 from orchestrator.model.loss import SummedLoss
 from orchestrator.plan.adaptation import Adaptation
 from orchestrator.plan.targets import LoraShape
-from orchestrator.schema import Bottleneck, PrefixTuning, PromptTuning, PTuning
+from orchestrator.schema import Bottleneck, PrefixTuning, PromptTuning, PTuning, Subspace
 from tests.distributed import run_on_ranks
 from tests.parity.tiny_run import LEARNING_RATE, Curve, TinyRun, take_steps
 
@@ -55,6 +56,10 @@ METHODS = {
     "bottlenecks": Adaptation(bottleneck=Bottleneck(kind="bottleneck", size=6)),
     "bottlenecks behind the mlp": Adaptation(bottleneck=Bottleneck(kind="bottleneck", placement="pfeiffer", size=6)),
     "full": Adaptation(full=True),
+    "subspace": Adaptation(full=True, subspace=Subspace(kind="subspace", dimension=200)),
+    "subspace of one projection": Adaptation(
+        full=True, subspace=Subspace(kind="subspace", dimension=200, structure_aware=False)
+    ),
     "prompt tuning": Adaptation(prompt=PromptTuning(kind="prompt_tuning", virtual_tokens=5)),
     "p-tuning by an mlp": Adaptation(prompt=PTuning(kind="p_tuning", virtual_tokens=5, hidden_size=16)),
     "p-tuning by an lstm": Adaptation(prompt=PTuning(kind="p_tuning", virtual_tokens=5, hidden_size=16, encoder="lstm")),
@@ -134,18 +139,27 @@ def learn(runs: dict[tuple[str, int], TinyRun], folder: Path) -> dict[tuple[str,
 def save(engine: Engine, loss: SummedLoss, adaptation: Adaptation, run: TinyRun, folder: Path) -> None:
     prefix, base = "model.", run.base
     origin = Origin("task", "f" * 64, {}, "tiny", base_model_hash(base), tokenizer_hash(base), STEPS)
-    names = list(engine.layout()) if adaptation.full else [prefix + x for x in adapter_parameters(loss.model, adaptation)]
+    names = [prefix + x for x in adapter_parameters(loss.model, adaptation)]
+    if adaptation.full:
+        names = [name for name in engine.layout() if not name.startswith(f"{prefix}subspace.")]
     parameters = {name.removeprefix(prefix): tensor.clone() for name, tensor in engine.parameters(names)}
     if dist.get_rank() > 0:
         return
     folder.mkdir(parents=True)
     if adaptation.full:
-        layout = {name.removeprefix(prefix): tensor for name, tensor in engine.layout().items()}
-        write_whole_model(folder / "model", layout, parameters.items(), origin, (base, base))
+        layout = {name.removeprefix(prefix): tensor for name, tensor in engine.layout().items() if name in names}
+        write_whole_model(folder / "model", layout, moved(loss, parameters).items(), origin, (base, base))
     else:
         tensors = written_tensors(loss.model, parameters, adaptation, None)
         write_adapter(folder / "adapter", tensors, adaptation, origin, base, base)
     save_file({"logits": ours(loss)}, folder / "ours.safetensors")
+
+
+@torch.no_grad()
+def moved(loss: SummedLoss, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where the coordinates take the weights, if there are any."""
+    subspace = getattr(loss.model, "subspace", None)
+    return dict(subspace.moved(weights.items())) if subspace else weights
 
 
 def ids() -> Tensor:
@@ -156,6 +170,10 @@ def ids() -> Tensor:
 def ours(loss: SummedLoss) -> Tensor:
     """As the loss computes them."""
     model = loss.model.eval()
+    if hasattr(model, "subspace"):
+        weights = {name: weight for name, weight in model.named_parameters() if not name.startswith("subspace.")}
+        found = functional_call(model, moved(loss, weights), (), {"input_ids": ids()})
+        return found.logits.float().contiguous()
     prompts = getattr(model, "prompts", None)
     return model.lm_head(prompts(model.model, ids())).float().contiguous() if prompts else logits_of(model)
 
@@ -197,8 +215,8 @@ def found(biased: Path, text_rows: Path, folder: Path) -> dict[tuple[str, int], 
 
 
 def fits(name: str, zero: int) -> bool:
-    # The lengths of DoRA are those of whole weights.
-    return not (name == "dora" and zero == 3)
+    # The lengths of DoRA are those of whole weights, and a subspace moves whole ones.
+    return not (name.startswith(("dora", "subspace")) and zero == 3)
 
 
 @pytest.mark.parametrize("zero", LEVELS)
@@ -247,7 +265,7 @@ def test_stock_tools_compute_what_was_trained(stock, biased: Path, folder: Path,
     assert (before - ours).abs().max() > 100 * TOLERANCE * ours.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+@pytest.mark.parametrize("name", [name for name, adaptation in METHODS.items() if not adaptation.full])
 def test_an_artifact_holds_what_learned_and_nothing_of_the_base(stock, biased: Path, folder: Path, name: str) -> None:
     written = load_file(weights_of(folder / name / "adapter"))
     base = {tuple(tensor.shape): tensor for tensor in load_file(biased / "model.safetensors").values()}
