@@ -7,7 +7,9 @@ reload. A line is what you say, but for /use NAME (another adapter answers), /cl
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
+    # What libraries say of themselves when they are imported and used is not for a conversation.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     # Takes seconds, and --help does not wait for it.
     from orchestrator.conversation import Manner, open_conversation  # noqa: PLC0415
 

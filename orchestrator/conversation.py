@@ -1,6 +1,5 @@
 """Talking to what was learned: a model, or adapters that share one loaded base."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +98,6 @@ def open_conversation(
 
     ModelError where a folder holds neither, or the adapters do not share base and tokenizer.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     first = artifacts[0]
     tokenizer = load_tokenizer(first)
     template = template or _template_of(first, tokenizer)
