@@ -64,9 +64,8 @@ def _show(found: Forecast, console: Console) -> None:
 
 
 def _show_stage(stage: StageForecast, found: Forecast, console: Console) -> None:
-    console.say(
-        f"  learns {stage.trainable:,} of {stage.parameters:,} parameters ({stage.trainable / stage.parameters:.2%})"
-    )
+    most, share = "" if stage.is_exact else "up to ", stage.trainable / stage.parameters
+    console.say(f"  learns {most}{stage.trainable:,} of {stage.parameters:,} parameters ({share:.2%})")
     work = f"{stage.global_batch:,} sequences of {stage.block_length:,} a step, {stage.step_flops:.3g} operations"
     console.say(f"  {work}; {_budget(stage)}")
     console.say("  memory of a worker:")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -19,7 +19,6 @@ from orchestrator.model.loading import load_model
 from orchestrator.plan.record import read_record
 
 Template = Literal["alpaca", "chat", "plain"]
-TEMPLATES: tuple[Template, ...] = get_args(Template)
 """How what a person says is put to the model; plain is text that it goes on with."""
 
 
@@ -61,9 +60,9 @@ class Conversation:
     @torch.no_grad()
     def answer(self, said: str, stream: bool = True) -> str:
         """The model's answer, which is printed while it is made where `stream` is true."""
-        self.turns.append({"role": "user", "content": said})
-        ids = torch.tensor([self._ids(said)], device=self.model.device)
-        torch.manual_seed(self.manner.seed + len(self.turns))
+        turn = {"role": "user", "content": said}
+        ids = torch.tensor([self._ids(turn)], device=self.model.device)
+        torch.manual_seed(self.manner.seed + len(self.turns) + 1)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.manner.temperature:
             sampling = {"do_sample": True, "temperature": self.manner.temperature, "top_p": self.manner.top_p}
@@ -78,15 +77,17 @@ class Conversation:
         )
         text = self.tokenizer.decode(given[0, ids.shape[1] :], skip_special_tokens=True)
         assert isinstance(text, str)
-        self.turns.append({"role": "assistant", "content": text})
+        # Only now: an answer that a person broke off was not given.
+        self.turns += [turn, {"role": "assistant", "content": text}]
         return text
 
-    def _ids(self, said: str) -> list[int]:
+    def _ids(self, turn: dict[str, str]) -> list[int]:
         if self.template == "chat":
             found = self.tokenizer.apply_chat_template(
-                cast(Any, self.turns), add_generation_prompt=True, return_dict=False, tokenize=True
+                cast(Any, [*self.turns, turn]), add_generation_prompt=True, return_dict=False, tokenize=True
             )
             return cast("list[int]", found)
+        said = turn["content"]
         text = ALPACA_PROMPT.format(instruction=said) if self.template == "alpaca" else said
         return begin_ids(self.tokenizer) + text_ids(self.tokenizer, [text])[0]
 
@@ -109,9 +110,9 @@ def open_conversation(
         return Conversation(_loaded(first), tokenizer, template, manner=manner)
     found = [verify(folder) for folder in artifacts]
     place = _base_of(found, base)
-    if not found[0].is_peft:
+    if others := [each for each in found if not each.is_peft]:
         if len(found) > 1:
-            raise ModelError(f"{first}: {found[0].method} cannot be switched; give it alone")
+            raise ModelError(f"{others[0].folder}: {others[0].method} cannot be switched; give it alone")
         return Conversation(load_adapter(_loaded(place), first).eval(), tokenizer, template, manner=manner)
     several = SeveralAdapters(_loaded(place))
     for name, each in zip(_names(artifacts), found, strict=True):
@@ -151,7 +152,7 @@ def _template_of(artifact: Path, tokenizer: PreTrainedTokenizerBase) -> Template
     if record is None:
         return "chat" if tokenizer.chat_template is not None else "alpaca"
     stages = record.recipe["stages"]
-    trained = [stage for name, stage in stages.items() if stage["kind"] == "train"]
+    trained = [stage for stage in stages.values() if stage["kind"] == "train"]
     if record.kind == "train":
         trained = [stages[record.stage]]
     answering = [stage for stage in trained if stage["objective"] == "answers"]

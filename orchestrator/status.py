@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from orchestrator.errors import RecipeError
+from orchestrator.lease import InStore
 from orchestrator.lease.held import LEASE_NAME
 from orchestrator.lease.holder import Holder, is_gone, read_holder
 from orchestrator.plan.record import RECORD_NAME, read_record
@@ -19,8 +20,6 @@ from orchestrator.tracking.ledger import LEDGER_NAME, read_ledger
 from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
 
 State = Literal["done", "running", "stopped", "failed", "lost"]
-_SILENT_SECONDS = 120.0
-"""As long as a lease in a store may go without being renewed."""
 _FILES = (RECORD_NAME, LEDGER_NAME, METRICS_NAME, LEASE_NAME)
 
 
@@ -108,7 +107,7 @@ def _holder(folder: Path) -> Holder | None:
     if holder is None or is_gone(holder):
         return None
     silent = time.time() - datetime.fromisoformat(holder.renewed).timestamp()
-    return holder if is_gone(holder) is False or silent < _SILENT_SECONDS else None
+    return holder if is_gone(holder) is False or silent < InStore.expires_seconds else None
 
 
 def _ended(events: Sequence[dict[str, Any]]) -> State:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from orchestrator.checkpoint.manifest import MANIFEST_NAME, Manifest, check_belongs, check_files, read_manifest
 from orchestrator.errors import ModelError
 from orchestrator.model.adapters import weights_of
+from orchestrator.model.adapters.adapterhub import read_bottleneck
 from orchestrator.model.bottlenecks import bottleneck_kind, is_bottleneck
 from orchestrator.store import read_json
 
@@ -44,10 +45,9 @@ class Described:
     def method(self) -> str:
         """Such as `LORA r8 on q_proj, v_proj`."""
         config = self.config
-        if not self.is_peft:
-            networks, hidden = config["config"], config["hidden_size"]
-            where = "attention and MLP" if networks["mh_adapter"] else "MLP"
-            return f"BOTTLENECK {int(hidden // networks['reduction_factor'])} wide behind {where}"
+        if bottleneck := read_bottleneck(self.folder):
+            where = "attention and MLP" if bottleneck.placement == "houlsby" else "MLP"
+            return f"BOTTLENECK {bottleneck.size} wide behind {where}"
         targets = config.get("target_modules") or ()
         named = targets if isinstance(targets, str) else ", ".join(sorted({name.rsplit(".", 1)[-1] for name in targets}))
         rank = f" r{config['r']}" if "r" in config and named else ""

@@ -63,6 +63,9 @@ class Forkserver:
         """Of the forkserver itself, with which all that it forked ends; None where nobody knows."""
         return None
 
+    def _wait_for_end(self) -> None:
+        """Once it says no more."""
+
     def _ending(self) -> str:
         return "is gone"
 
@@ -79,7 +82,7 @@ class Forkserver:
                         # Of an earlier process with this number.
                         self._statuses.pop(pid, None)
                     self._news.notify_all()
-        self._exit_code()
+        self._wait_for_end()
         with self._news:
             self._over = True
             self._news.notify_all()
@@ -116,8 +119,11 @@ class OwnForkserver(Forkserver):
         self._process.kill()
         self._process.wait()
 
-    def _exit_code(self) -> int:
-        return self._process.wait()
+    def _exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def _wait_for_end(self) -> None:
+        self._process.wait()
 
     def _ending(self) -> str:
         self._complaints.seek(0)

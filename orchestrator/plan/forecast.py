@@ -61,7 +61,7 @@ class StageForecast:
     hours: float | None
     """On all workers together, by the efficiency that was stated."""
     price: float | None
-    is_exact: bool
+    is_exact: bool = True
     """Whether it is known how many rows embedding and head have; they are as many as can be where it is not."""
 
     @property
@@ -173,7 +173,6 @@ def _stage(recipe: Recipe, planned: PlannedStage, shape: ModelShape, learns: Lea
         step_flops=flops,
         hours=hours,
         price=price,
-        is_exact=True,
     )
 
 

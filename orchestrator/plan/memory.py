@@ -3,14 +3,14 @@
 The state follows from what ZeRO partitions (Rajbhandari et al. 2020): weights in the run's precision, gradients in it, and
 in fp32 a master and two moments of what learns. Activations are what autograd keeps of a LLaMA block in transformers: two
 norms' inputs in fp32, queries, keys, values and the attention's output, and three times the width of the MLP.
-tests/parity/test_memory.py holds it against real runs.
+tests/integration/test_memory_forecast.py holds it against real runs.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.plan.shape import Learned, ModelShape
-from orchestrator.schema import TrainStage
+from orchestrator.schema import Quantization, TrainStage
 
 LIBRARIES = 580 * 2**20
 """Of a worker on a CPU: Python, torch, transformers, DeepSpeed and what they hold for themselves; measured."""
@@ -21,7 +21,6 @@ _CONTEXT = 1.2e9
 _QUERIES = 128
 _BUCKET = 1 << 23
 """Values that DeepSpeed reduces at once."""
-_BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.0}
 _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
 _MOST_LOGITS = 1 << 28
 """As in model/loss.py: more of them are computed in pieces."""
@@ -60,7 +59,7 @@ def memory(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed
     """Of a worker that trains `stage`."""
     size, over = _size(placed), placed.workers
     tokens = placed.micro_batch * stage.block_length
-    body = shape.body * (_BITS[stage.quantization.kind] / 8 if stage.quantization else size)
+    body = shape.body * (_bits(stage.quantization) / 8 if stage.quantization else size)
     weights = body + (shape.parameters - shape.body + learns.added) * size
     gradients = learns.trainable * size / (over if placed.zero >= 2 else 1)
     if not placed.on_gpu and size == 2:
@@ -87,6 +86,13 @@ def memory(shape: ModelShape, learns: Learned, stage: TrainStage, placed: Placed
         buffers=buffers,
         libraries=_CONTEXT if placed.on_gpu else LIBRARIES,
     )
+
+
+def _bits(quantization: Quantization) -> float:
+    """Of a weight, with the scales of its block."""
+    if quantization.kind == "int8":
+        return 8.0
+    return 4.127 if quantization.double else 4.5
 
 
 def _size(placed: Placed) -> int:

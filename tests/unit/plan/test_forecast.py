@@ -60,6 +60,7 @@ def test_what_is_done_is_known_where_base_and_data_are_here(small: list[str]) ->
 
 def test_a_device_that_is_too_small_is_told(small: list[str]) -> None:
     done = run("scale=7b", "zero=0", *small, "--device", "T4")
+    assert "learns up to 213,123,072 of" in done.stdout
     assert "does not fit T4 with ZeRO-0, not even one sequence at once" in done.stdout
 
 

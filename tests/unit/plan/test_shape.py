@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.adaptation import Adaptation
+from orchestrator.plan.forecast import step_flops
 from orchestrator.plan.shape import ModelShape, learned, shape_of
 from orchestrator.plan.targets import LoraShape
-from orchestrator.schema import Bottleneck, PrefixTuning, PromptTuning, RandomBase, Subspace
+from orchestrator.schema import Bottleneck, PrefixTuning, PromptTuning, RandomBase, Subspace, TrainStage
 
 SHAPE = ModelShape(16, 24, 2, 4, 2, 4, 50, attention_biases=True, mlp_biases=True)
 NEW_ROWS = 10
@@ -49,6 +50,26 @@ def test_counts_are_those_of_the_model(name: str) -> None:
     attach(model, ADAPTATIONS[name], seed=1, base_tokens=50 - NEW_ROWS)
     found = learned(SHAPE, ADAPTATIONS[name], NEW_ROWS)
     assert (found.trainable, SHAPE.parameters + found.added) == count_parameters(model)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["lora", "tables", "full"])
+def test_operations_are_those_that_a_run_counts(name: str, checkpointing: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    from orchestrator.model import flops  # noqa: PLC0415
+    from orchestrator.model.adapters import attach  # noqa: PLC0415
+    from orchestrator.model.loss import SummedLoss  # noqa: PLC0415
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    attach(model, ADAPTATIONS[name], seed=1)
+    given = {"block_length": 8, "global_batch_size": 4, "steps": 1, "learning_rate": 1e-3, "method": "full"}
+    resources = {"gradient_checkpointing": checkpointing}
+    stage = TrainStage.model_validate({"kind": "train", "objective": "next_token", "resources": resources} | given)
+    expected = flops.step_flops(SummedLoss(model), checkpointing).of(32, 32, 4.5)
+    plain = replace(SHAPE, attention_biases=False, mlp_biases=False)
+    assert step_flops(plain, learned(plain, ADAPTATIONS[name], 0), stage) == pytest.approx(expected)
 
 
 def test_a_tied_head_is_counted_once_until_the_vocabulary_grows() -> None:
