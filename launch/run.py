@@ -3,7 +3,8 @@
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -15,17 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.supervise import MAY_PASS, OUR_MISTAKE, supervise
 from orchestrator.comparison import run_comparison
-from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose
+from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose, sweep
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, RecipeError
 from orchestrator.pipeline import run_pipeline
 from orchestrator.report.console import Console
+from orchestrator.sweep import run_sweep
 
 
 def run(words: Sequence[str]) -> None:
     """Runs the recipe that the words describe; a user's mistake ends with its message and no traceback."""
-    console = Console()
-    try:
+    with _explained():
         recipe = compose(words)
+        console = Console(is_plain=recipe.ui == "plain")
         if recipe.supervise:
             command = [sys.executable, __file__, *words, "supervise=false"]
             sys.exit(supervise(command, recipe.recovery.max_failures))
@@ -34,6 +36,26 @@ def run(words: Sequence[str]) -> None:
             run_comparison(recipe, console, command)
         else:
             run_pipeline(recipe, console, command)
+
+
+def run_all(words: Sequence[str]) -> None:
+    """The same for every combination of words that have several values."""
+    with _explained():
+        asked = sweep(words)
+        is_plain = "ui=plain" in words
+        run_sweep(
+            asked.combinations,
+            asked.swept,
+            Console(is_plain=is_plain),
+            shlex.join(["python", "launch/run.py", "-m", *words]),
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    console = Console()
+    try:
+        yield
     except Interrupted as error:
         console.fail(str(error))
         sys.exit(128 + error.signal_number)
@@ -54,12 +76,13 @@ def run(words: Sequence[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(RECIPES_FOLDER), config_name=CONFIG_NAME)
 def through_hydra(config: DictConfig) -> None:
-    """Reached by Hydra's own flags, such as --multirun; --help, --cfg and --info end before."""
+    """Reached by Hydra's own flags; --help, --cfg and --info end before."""
     run(list(HydraConfig.get().overrides.task))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Plain words go straight to `run`, whose errors say more than Hydra's."""
+    """Plain words go straight to `run`, whose errors say more than Hydra's; all flags but --multirun are Hydra's own."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
     if not any(argument.startswith("-") for argument in arguments):
         run(arguments)
         return
@@ -72,6 +95,9 @@ def main(arguments: Sequence[str]) -> None:
         )
         Console().fail(str(error))
         sys.exit(2)
+    if flags and set(flags) <= {"-m", "--multirun"}:
+        run_all([argument for argument in arguments if argument not in flags])
+        return
     through_hydra()
 
 

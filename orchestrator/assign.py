@@ -1,8 +1,8 @@
 """What each stage is told: the plan's stages as plain assignments for the bodies that carry them out."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from orchestrator.schema import HeldOutShare, RandomBase, Recipe, TrainStage
 from orchestrator.stages.assignment import ExportAssignment, HeldOut, TrainAssignment
 from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
+
+_WINDOW = 512
+"""Tokens in a window of held-out text, where no stage learns."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,21 @@ def held_out_preparations(recipe: Recipe, inputs: Inputs, tokenizer: Path) -> di
     All stages see it in windows of the same length, so that their numbers compare.
     """
     trained = [stage for stage in recipe.stages.values() if isinstance(stage, TrainStage)]
-    window = min(stage.block_length for stage in trained)
+    window = min((stage.block_length for stage in trained), default=_WINDOW)
     found = {}
     for name, files in inputs.held_out.items():
         if name == "instructions":
             # Put as they are learned, where they are.
-            stage = next((stage for stage in trained if stage.objective == "answers"), trained[0])
-            put = {"block_length": stage.block_length, "template": stage.template, "choice": _choice(recipe, None)}
-            found[name] = Preparation("held_out_answers", tokenizer, "validation_instructions", files, **put)
+            stage = next((stage for stage in trained if stage.objective == "answers"), next(iter(trained), None))
+            found[name] = Preparation(
+                "held_out_answers",
+                tokenizer,
+                "validation_instructions",
+                files,
+                block_length=stage.block_length if stage else _WINDOW,
+                template=stage.template if stage else "alpaca",
+                choice=_choice(recipe, None),
+            )
             continue
         choice = _choice(recipe, _split(recipe, "held_out") if name == "validation" else None)
         found[name] = Preparation("held_out", tokenizer, name, files, window, choice=choice)
@@ -140,14 +150,22 @@ def training(
         zero=recipe.zero,
         threads=threads,
         checkpoint=recipe.checkpoint,
+        evaluation=recipe.evaluation,
         bad_steps=recipe.recovery.bad_steps,
         tracking=recipe.tracking,
-        run=_run_description(recipe, planned),
+        run=run_description(recipe, planned),
         exchange=sources.exchange.with_data((rows[0], *(text.rows for text in held_out))),
     )
 
 
-def exporting(recipe: Recipe, sources: Sources, planned: PlannedStage) -> ExportAssignment:
+def rehearsing(recipe: Recipe, planned: PlannedStage, sources: Sources, threads: int) -> TrainAssignment:
+    """The same for a dry step, which reads no data."""
+    return replace(training(recipe, planned, sources, (planned.folder, 0), (), threads), exchange=sources.exchange)
+
+
+def exporting(
+    recipe: Recipe, sources: Sources, planned: PlannedStage, cards: Mapping[str, str] | None = None
+) -> ExportAssignment:
     """The assignment of an export or a merge: the last model, and the adapter that was learned on it, where one was."""
     return ExportAssignment(
         base=sources.base,
@@ -156,6 +174,7 @@ def exporting(recipe: Recipe, sources: Sources, planned: PlannedStage) -> Export
         folder=planned.folder,
         precision=recipe.precision,
         origin=_origin(planned, sources, 0),
+        cards=cards or {},
     )
 
 
@@ -193,7 +212,8 @@ def reference(plan: Plan, planned: PlannedStage, results: dict[str, Any], held_o
     return found
 
 
-def _run_description(recipe: Recipe, planned: PlannedStage) -> RunDescription:
+def run_description(recipe: Recipe, planned: PlannedStage) -> RunDescription:
+    """What a stage is called in wandb."""
     return RunDescription(
         id=planned.folder.name,
         name=planned.folder.name,

@@ -10,7 +10,8 @@ from orchestrator.plan.inputs import find_inputs
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.variants import Variant, variants
 from orchestrator.report.comparison import Measured, Yardstick, table
-from orchestrator.report.console import Console, shown
+from orchestrator.report.console import Console
+from orchestrator.report.words import shown
 from orchestrator.run_root import run_root
 from orchestrator.schema import Recipe
 from orchestrator.stages import bodies

@@ -5,6 +5,7 @@ and the file or override that set it.
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, cast
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -55,6 +57,38 @@ def _compose(overrides: Sequence[str], folder: Path) -> Recipe:
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise RecipeError(_explain_refusal(error, overrides)) from error
     return to_recipe(config, Origin(overrides, folder, _chosen_files(config, folder)))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `--multirun` asks for."""
+
+    combinations: list[list[str]]
+    """Words of each, the last of those that vary varying fastest, as Hydra's own sweeper has them."""
+    swept: list[str]
+    """The keys that vary."""
+
+
+def sweep(words: Sequence[str]) -> Sweep:
+    """Every combination of words that name several values, `a=1,2` or `b=range(1,4)`; RecipeError where none does."""
+    choices: list[list[str]] = []
+    swept: list[str] = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise RecipeError(f"{word}: cannot be read; quote special characters, twice for the shell") from error
+        if not override.is_sweep_override():
+            choices.append([word])
+            continue
+        if not override.is_discrete_sweep():
+            raise RecipeError(f"{word}: give values, such as {override.key_or_group}=1,2")
+        key = override.get_key_element()
+        swept.append(key)
+        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    if not swept:
+        raise RecipeError("--multirun: no word has several values; write one as stages.attention.learning_rate=1e-4,3e-4")
+    return Sweep([list(combination) for combination in itertools.product(*choices)], swept)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,16 @@ def base_model_folder(base_model: str) -> Path:
     return folder
 
 
+def stated_license(folder: Path) -> str | None:
+    """The licence that a model's own card names in its metadata; None where it names none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    stated = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
+    return stated[1] if stated else None
+
+
 def weight_files(folder: Path) -> tuple[str, ...]:
     """The files that transformers takes a model's weights from: model.safetensors, or those that the index lists.
 

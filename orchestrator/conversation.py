@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from orchestrator.checkpoint.inventory import CONFIG_NAME, Described, verify
 from orchestrator.checkpoint.manifest import check_belongs
-from orchestrator.data.templates import ALPACA_PROMPT
-from orchestrator.data.tokenizer import begin_ids, load_tokenizer, text_ids
+from orchestrator.data.chat import chat_prompt_ids
+from orchestrator.data.templates import Manner as Template
+from orchestrator.data.templates import prompt_ids
+from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import ModelError
 from orchestrator.model.adapters import load_adapter
 from orchestrator.model.adapters.several import SeveralAdapters
 from orchestrator.model.loading import load_model
 from orchestrator.plan.record import read_record
-
-Template = Literal["alpaca", "chat", "plain"]
-"""How what a person says is put to the model; plain is text that it goes on with."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,8 @@ class Conversation:
 
     def _ids(self, turn: dict[str, str]) -> list[int]:
         if self.template == "chat":
-            found = self.tokenizer.apply_chat_template(
-                cast(Any, [*self.turns, turn]), add_generation_prompt=True, return_dict=False, tokenize=True
-            )
-            return cast("list[int]", found)
-        said = turn["content"]
-        text = ALPACA_PROMPT.format(instruction=said) if self.template == "alpaca" else said
-        return begin_ids(self.tokenizer) + text_ids(self.tokenizer, [text])[0]
+            return chat_prompt_ids(self.tokenizer, [*self.turns, turn])
+        return prompt_ids(self.tokenizer, self.template, turn["content"])
 
 
 def open_conversation(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +16,12 @@ from orchestrator.lease.holder import Holder, is_gone, read_holder
 from orchestrator.plan.record import RECORD_NAME, read_record
 from orchestrator.remote import Remote
 from orchestrator.run_root import RunRoot
+from orchestrator.tracking.evaluations import EVALUATIONS_NAME
 from orchestrator.tracking.ledger import LEDGER_NAME, read_ledger
 from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
 
 State = Literal["done", "running", "stopped", "failed", "lost"]
-_FILES = (RECORD_NAME, LEDGER_NAME, METRICS_NAME, LEASE_NAME)
+_FILES = (RECORD_NAME, LEDGER_NAME, METRICS_NAME, EVALUATIONS_NAME, LEASE_NAME)
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,27 @@ class StageStatus:
 
 def look(root: RunRoot) -> list[StageStatus]:
     """All stages, those that were changed last at the end. RecipeError where there is no such folder."""
+    with looked_at(root) as folder:
+        return statuses(folder)
+
+
+@contextmanager
+def looked_at(root: RunRoot) -> Iterator[Path]:
+    """A folder with the files that say how each stage is; RecipeError where there is no such run root."""
     if root.url is None:
         if not root.local.is_dir():
             raise RecipeError(f"run_root: {root.local} is not there")
-        return _sorted(_statuses(root.local))
+        yield root.local
+        return
     with TemporaryDirectory() as folder:
         # The mirror stays as it is: a command of this machine may be working in it.
         _bring(Remote(root.url), Path(folder))
-        return _sorted(_statuses(Path(folder)))
+        yield Path(folder)
+
+
+def statuses(folder: Path) -> list[StageStatus]:
+    """Of what `looked_at` gives."""
+    return sorted(_statuses(folder), key=lambda each: each.changed)
 
 
 def _bring(remote: Remote, folder: Path) -> None:
@@ -64,10 +78,6 @@ def _bring(remote: Remote, folder: Path) -> None:
             if (content := remote.read(f"{stage}/{name}")) is not None:
                 (folder / stage).mkdir(exist_ok=True)
                 (folder / stage / name).write_bytes(content)
-
-
-def _sorted(found: Iterator[StageStatus]) -> list[StageStatus]:
-    return sorted(found, key=lambda each: each.changed)
 
 
 def _statuses(root: Path) -> Iterator[StageStatus]:

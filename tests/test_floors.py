@@ -10,8 +10,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "launch": 10,
-    "comparison": 9,
-    **dict.fromkeys(("pipeline", "stage_run", "publishing", "assign", "status", "conversation"), 8),
+    **dict.fromkeys(("comparison", "sweep"), 9),
+    **dict.fromkeys(
+        (
+            "pipeline",
+            "stage_run",
+            "stage_kinds",
+            "publishing",
+            "assign",
+            "status",
+            "conversation",
+            "evaluation",
+            "retrospect",
+            "preflight",
+        ),
+        8,
+    ),
     **dict.fromkeys(("cluster", "rayjob"), 7),
     "stages": 6,
     "train": 5,

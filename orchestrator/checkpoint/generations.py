@@ -10,7 +10,7 @@ One process writes, prunes and discards at a time; any may read.
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,15 @@ class Draft:
             raise
 
 
-def prune(stage_folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` committed generations, and whatever a process that died left half done."""
+def prune(stage_folder: Path, keep: int, spared: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep` committed generations and those of the `spared` steps, and whatever a process that
+    died left half done."""
     assert keep > 0, "a prune that keeps nothing would lose the run"
     _remove_leftovers(stage_folder)
     committed = checkpoint_steps(stage_folder)
     for step, folder in step_folders(stage_folder).items():
         # A folder without a manifest was never a checkpoint of ours, or is none any more.
-        if step not in committed[-keep:]:
+        if step not in (*committed[-keep:], *spared):
             _remove(folder)
 
 

@@ -13,6 +13,7 @@ from orchestrator.checkpoint.generations import prune
 from orchestrator.plan.checkpoints import MANIFEST_NAME, checkpoint_folder, checkpoint_steps, step_folders
 from orchestrator.remote import NotWhole
 from orchestrator.run_root import RunRoot
+from orchestrator.tracking.evaluations import EVALUATIONS_NAME
 from orchestrator.tracking.metrics import METRICS_NAME
 
 
@@ -52,8 +53,9 @@ class StoredCheckpoints:
         if self.root.url is None:
             return
         # First, so that whoever goes on from the generation elsewhere has the numbers of all steps before it.
-        if (self.stage_folder / METRICS_NAME).is_file():
-            self.root.publish_file(f"{self._stage}/{METRICS_NAME}")
+        for name in (METRICS_NAME, EVALUATIONS_NAME):
+            if (self.stage_folder / name).is_file():
+                self.root.publish_file(f"{self._stage}/{name}")
         for kept in [found for found in checkpoint_steps(self.stage_folder) if found <= step][-keep:]:
             self.root.publish(self._generation(kept), MANIFEST_NAME)
 

@@ -5,7 +5,7 @@ that they are hashed, committed and published it does not wait for.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -47,8 +47,16 @@ class CheckpointWriter:
         self._failures = 0
         self._last_failure = ""
 
-    def save(self, step: int, tensors: TensorStream, state: Mapping[str, Any], wait: bool = False) -> None:
-        """Reads the tensors to their end, whatever happens, and leaves the rest to the background.
+    def save(
+        self,
+        step: int,
+        tensors: TensorStream,
+        state: Mapping[str, Any],
+        wait: bool = False,
+        spared: Collection[int] = (),
+    ) -> None:
+        """Reads the tensors to their end, whatever happens, and leaves the rest to the background. The generations of the
+        `spared` steps stay beside the newest.
 
         Leaves this one out when the one before is still being written; with `wait` it waits for that one, and for this
         one too. Raises StorageError when too many before it failed, and whatever else went wrong in the background.
@@ -65,7 +73,7 @@ class CheckpointWriter:
             raise
         started = time.perf_counter()
         draft = self._draft(step, tensors)
-        self._writing = self._executor.submit(self._write, step, draft, state, started)
+        self._writing = self._executor.submit(self._write, step, draft, state, started, spared)
         if wait:
             self._settle()
 
@@ -109,7 +117,9 @@ class CheckpointWriter:
         except OSError as error:
             return error
 
-    def _write(self, step: int, draft: Draft | OSError, state: Mapping[str, Any], started: float) -> None:
+    def _write(
+        self, step: int, draft: Draft | OSError, state: Mapping[str, Any], started: float, spared: Collection[int]
+    ) -> None:
         try:
             if isinstance(draft, OSError):
                 raise draft
@@ -123,14 +133,14 @@ class CheckpointWriter:
             return
         self._failures = 0
         seconds = time.perf_counter() - started
-        self._tidy(step)
+        self._tidy(step, spared)
         self._report({"event": "checkpoint", "step": step, "bytes": size, "seconds": seconds})
 
-    def _tidy(self, step: int) -> None:
+    def _tidy(self, step: int, spared: Collection[int]) -> None:
         try:
             with self._stored.removing():
                 # A damaged one further on must not count among those that are kept.
                 discard_after(self._stage_folder, step)
-                prune(self._stage_folder, self._keep)
+                prune(self._stage_folder, self._keep, spared)
         except (OSError, StorageError) as error:
             self._report({"event": "checkpoint_cleanup_failed", "step": step, "error": str(error)})

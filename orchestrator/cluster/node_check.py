@@ -14,8 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.code import code_hash
 from orchestrator.cluster.failures import cause_of
+from orchestrator.cluster.node_facts import Facts, facts_here, unlike
 from orchestrator.environment import versions
-from orchestrator.errors import ClusterError, StorageError
+from orchestrator.errors import StorageError
 from orchestrator.run_root import RunRoot
 
 _SECONDS = 120
@@ -35,8 +36,8 @@ class Expected:
     versions: Mapping[str, str]
 
 
-def check_nodes(root: RunRoot, files: Sequence[Path]) -> None:
-    """ClusterError lists what is wrong on which node, all nodes at once; one that is lost meanwhile is not counted."""
+def check_nodes(root: RunRoot, files: Sequence[Path]) -> tuple[dict[str, Facts], list[str]]:
+    """What each node has, and what is wrong on which of them, all at once; one that is lost meanwhile is not counted."""
     probe = f".probe-{uuid.uuid4().hex}"
     expected = Expected(root, probe, tuple(files), code_hash(), versions())
     content = b"" if root.url else None
@@ -45,20 +46,20 @@ def check_nodes(root: RunRoot, files: Sequence[Path]) -> None:
     else:
         root.write(probe, content)
     try:
-        problems = _ask_all(expected)
+        facts, problems = _ask_all(expected)
     finally:
         (root.local / probe).unlink(missing_ok=True)
         root.delete(probe)
-    if problems:
-        raise ClusterError("\n".join(problems))
+    return facts, problems + unlike(facts)
 
 
-def look_around(expected: Expected) -> list[str]:
-    """What is wrong on this node."""
-    return [*_different(expected), *_unseen(expected.files), *_root_problems(expected)]
+def look_around(expected: Expected) -> tuple[Facts, list[str]]:
+    """What this node has, and what is wrong there."""
+    problems = [*_different(expected), *_unseen(expected.files), *_root_problems(expected)]
+    return facts_here(expected.root.local), problems
 
 
-def _ask_all(expected: Expected) -> list[str]:
+def _ask_all(expected: Expected) -> tuple[dict[str, Facts], list[str]]:
     asked = {}
     for node in ray.nodes():
         # A head without work of its own never runs a rank, and need not see anything.
@@ -72,15 +73,17 @@ def _ask_all(expected: Expected) -> list[str]:
             asked[task.remote(expected)] = node["NodeManagerAddress"]
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS) if asked else ([], [])
     problems = [f"node {asked[ref]}: did not answer for {_SECONDS} seconds" for ref in late]
+    facts: dict[str, Facts] = {}
     for ref in ready:
         try:
-            problems += [f"node {asked[ref]}: {problem}" for problem in ray.get(ref)]
+            facts[asked[ref]], found = ray.get(ref)
+            problems += [f"node {asked[ref]}: {problem}" for problem in found]
         except ray.exceptions.RayTaskError as error:
             problems.append(f"node {asked[ref]}: {cause_of(error)}")
         except ray.exceptions.RayError as error:
             if not isinstance(error, ray.exceptions.NodeDiedError | ray.exceptions.TaskUnschedulableError):
                 problems.append(f"node {asked[ref]}: {error}")
-    return sorted(problems)
+    return dict(sorted(facts.items())), sorted(problems)
 
 
 def _different(expected: Expected) -> list[str]:

@@ -45,9 +45,9 @@ def connected(cluster: Cluster) -> Iterator[Capacity]:
                 yield capacity
 
 
-def run_task(function: Callable[..., Answer], *arguments: Any, cpus: float = 1) -> Answer:
+def run_task(function: Callable[..., Answer], *arguments: Any, cpus: float = 1, gpus: int = 0) -> Answer:
     """Runs a function once, in a process of the cluster, and gives its answer or raises its error."""
-    task = ray.remote(num_cpus=cpus, max_retries=0)(function)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(function)
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:

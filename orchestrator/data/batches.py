@@ -95,6 +95,13 @@ def evaluation_batches(rows: PreparedRows, micro_batch_size: int, rank: int, num
         yield micro_batch(part or [_without_loss(rows.row(0))])
 
 
+def largest_micro_batch(rows: PreparedRows, micro_batch_size: int) -> MicroBatch:
+    """Of those that may come, the one that takes most memory: its rows are the longest, with the most targets."""
+    lengths = np.diff(rows.offsets)
+    order = np.lexsort((rows.targets, lengths))[::-1]
+    return micro_batch([rows.row(int(index)) for index in order[:micro_batch_size]])
+
+
 def micro_batch(rows: list[Row]) -> MicroBatch:
     """Rows side by side."""
     shape = (len(rows), max(len(row.tokens) for row in rows))

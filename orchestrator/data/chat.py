@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
@@ -41,6 +41,16 @@ def chat_samples(tokenizer: "PreTrainedTokenizerBase", instructions: Sequence[In
         answers = [_answer_tokens(text, span, ids, offsets, special) for span in spans]
         samples.append(_sample(ids, answers))
     return samples
+
+
+def chat_prompt_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Sequence[dict[str, str]]) -> list[int]:
+    """What a model reads that is to say what comes next; ModelError where the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ModelError("template: chat needs a tokenizer with a chat template, and this one has none; set template=alpaca")
+    found = tokenizer.apply_chat_template(
+        cast(Any, list(conversation)), add_generation_prompt=True, return_dict=False, tokenize=True
+    )
+    return cast("list[int]", found)
 
 
 def _render_with_spans(tokenizer: "PreTrainedTokenizerBase", instruction: Instruction) -> tuple[str, list[Span]]:

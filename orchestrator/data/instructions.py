@@ -34,8 +34,9 @@ class Instruction:
         return sum(len(message.content) for message in self.messages)
 
     @property
-    def answer_characters(self) -> int:
-        return sum(len(message.content) for message in self.messages if message.role == "assistant")
+    def answers(self) -> str:
+        """All of them, one behind the other."""
+        return "".join(message.content for message in self.messages if message.role == "assistant")
 
 
 @dataclass(frozen=True)

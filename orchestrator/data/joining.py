@@ -93,6 +93,7 @@ class Joining:
             block_length=preparation.block_length,
             documents=counts.documents,
             characters=counts.characters,
+            text_bytes=counts.text_bytes,
             rows=self._writer.rows,
             tokens=self._writer.tokens,
             targets=counts.targets,
@@ -120,6 +121,6 @@ def _read_note(workshop: Path) -> _Note | None:
 def _sum(left: PartCounts, right: PartCounts) -> PartCounts:
     """Of numbers the sum; of complaints the first; of files the sum for each."""
     read = {file: left.read.get(file, 0) + right.read.get(file, 0) for file in {**left.read, **right.read}}
-    names = ("documents", "characters", "truncated", "tokens", "targets", "duplicates", "bad")
+    names = ("documents", "characters", "text_bytes", "truncated", "tokens", "targets", "duplicates", "bad")
     numbers = {name: getattr(left, name) + getattr(right, name) for name in names}
     return PartCounts(**numbers, complaints=[*left.complaints, *right.complaints][:3], read=read)

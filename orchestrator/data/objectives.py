@@ -31,6 +31,8 @@ class RowBatch:
     documents: int
     characters: int
     truncated: int = 0
+    text_bytes: int = 0
+    """In UTF-8, where a loss is measured by them."""
 
 
 def next_token_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], block_length: int) -> Iterator[RowBatch]:
@@ -63,7 +65,7 @@ def held_out_rows(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str]
     for batch in _batches(documents, len):
         windows = [ids[at : at + width] for ids in text_ids(tokenizer, batch) for at in range(0, len(ids), width)]
         rows = [Row(np.array(begin + ids, np.int32), np.arange(1 + len(ids)) > 0) for ids in windows]
-        yield RowBatch(rows, len(batch), sum(map(len, batch)))
+        yield RowBatch(rows, len(batch), sum(map(len, batch)), text_bytes=sum(map(_bytes, batch)))
 
 
 def answer_rows(
@@ -71,17 +73,22 @@ def answer_rows(
     instructions: Iterable[Instruction],
     block_length: int,
     template: Template,
-    characters: Callable[[Instruction], int] = lambda instruction: instruction.characters,
+    are_measured: bool = False,
 ) -> Iterator[RowBatch]:
-    """A row for each instruction, with loss on its answers and their end tokens; `characters` are those that are counted."""
+    """A row for each instruction, with loss on its answers and their end tokens.
+
+    Where the loss is measured, of the text only the answers are counted, so that it compares by their characters and bytes.
+    """
     begin = begin_ids(tokenizer)
     for batch in _batches(instructions, lambda instruction: instruction.characters):
         samples = tokenize_instructions(tokenizer, template, batch)
+        measured = [instruction.answers for instruction in batch] if are_measured else []
         yield RowBatch(
             rows=[fit(sample, block_length, begin) for sample in samples],
             documents=len(batch),
-            characters=sum(map(characters, batch)),
+            characters=sum(map(len, measured) if are_measured else (each.characters for each in batch)),
             truncated=sum(len(sample) > block_length for sample in samples),
+            text_bytes=sum(map(_bytes, measured)),
         )
 
 
@@ -95,6 +102,10 @@ def packed_rows(batches: Iterable[RowBatch], block_length: int) -> Iterator[RowB
         held = held[full:]
         yield replace(batch, rows=rows)
     yield RowBatch(packed(held, block_length), 0, 0)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", errors="surrogatepass"))
 
 
 def _all_loss(tokens: np.ndarray) -> Row:

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,8 +26,8 @@ from orchestrator.store import read_json, sync_files, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE_VERSION = 3
-"""To be raised with every change that gives other tokens, so that what was prepared before is not taken for the same."""
+CODE_VERSION = 4
+"""To be raised with every change that gives other tokens or counts: what was prepared before must not pass for the same."""
 
 _COUNTS_NAME = "counts.json"
 _BAD_SHOWN = 3
@@ -93,6 +92,7 @@ class PartCounts:
 
     documents: int = 0
     characters: int = 0
+    text_bytes: int = 0
     truncated: int = 0
     tokens: int = 0
     targets: int = 0
@@ -123,6 +123,7 @@ class PartMaker:
                 writer.append(batch.rows)
                 counts.documents += batch.documents
                 counts.characters += batch.characters
+                counts.text_bytes += batch.text_bytes
                 counts.truncated += batch.truncated
             counts.tokens, counts.targets = writer.tokens, writer.targets
         write_json(building / _COUNTS_NAME, asdict(counts))
@@ -184,11 +185,8 @@ class PartMaker:
         preparation, block_length = self._preparation, self._preparation.block_length
         if preparation.is_of_instructions:
             given = cast("Iterable[Instruction]", items)
-            if preparation.objective == "held_out_answers":
-                # Those that the loss is over, so that it compares as bits per character.
-                characters = attrgetter("answer_characters")
-                return answer_rows(self._tokenizer, given, block_length, preparation.template, characters)
-            rows = answer_rows(self._tokenizer, given, block_length, preparation.template)
+            are_measured = preparation.objective == "held_out_answers"
+            rows = answer_rows(self._tokenizer, given, block_length, preparation.template, are_measured)
             return packed_rows(rows, block_length) if preparation.packing else rows
         make = held_out_rows if preparation.objective == "held_out" else next_token_rows
         return make(self._tokenizer, cast("Iterable[str]", items), block_length)

@@ -29,6 +29,8 @@ class Summary:
     """Positions with loss."""
     truncated: int
     """Instructions that were too long for a row."""
+    text_bytes: int = 0
+    """In UTF-8, of what a loss is measured on; 0 of what is learned."""
     duplicates: int = 0
     """Copies of earlier ones, which were left out."""
     bad: int = 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.data.chat import chat_samples
+from orchestrator.data.chat import chat_prompt_ids, chat_samples
 from orchestrator.data.instructions import Instruction
 from orchestrator.data.samples import Sample
 from orchestrator.data.tokenizer import begin_ids, text_ids
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Template = Literal["alpaca", "chat"]
+Manner = Literal["alpaca", "chat", "plain"]
+"""How what a person says is put to a model; plain is text that it goes on with."""
 
 ALPACA_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -28,6 +30,14 @@ def tokenize_instructions(
     if template == "alpaca":
         return _alpaca_samples(tokenizer, instructions)
     return chat_samples(tokenizer, instructions)
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", manner: Manner, said: str) -> list[int]:
+    """What a model reads that is to answer, or to go on with, what is said."""
+    if manner == "chat":
+        return chat_prompt_ids(tokenizer, [{"role": "user", "content": said}])
+    text = ALPACA_PROMPT.format(instruction=said) if manner == "alpaca" else said
+    return begin_ids(tokenizer) + text_ids(tokenizer, [text])[0]
 
 
 def _alpaca_samples(tokenizer: "PreTrainedTokenizerBase", instructions: Sequence[Instruction]) -> list[Sample]:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from orchestrator.data.batches import MicroBatch, StepBatch
 from orchestrator.engine.adam import make_adam
 from orchestrator.engine.build_lock import building
 from orchestrator.engine.clock import StepClock
+from orchestrator.engine.configuration import deepspeed_config, parameter_groups
 from orchestrator.engine.optimizer_state import OptimizerState
 from orchestrator.engine.values import NO_WISHES, EngineSettings, EngineState, StateStream, StepResult, Wishes
 from orchestrator.errors import TrainingError
@@ -48,13 +50,13 @@ class Engine:
     def __init__(self, model: nn.Module, settings: EngineSettings) -> None:
         self._settings = settings
         on_gpu = torch.cuda.is_available()
-        self._rate_factors, groups = _groups(model, settings)
+        self._rate_factors, groups = parameter_groups(model, settings)
         optimizer, moments = make_adam(groups, settings)
         if not on_gpu:
             _build_op()
         # The engine's attributes come from many mixins, and its annotations say too little to check against.
         self._engine, *_ = cast(Any, deepspeed.initialize)(
-            model=model, optimizer=optimizer, config=_config(settings, on_gpu), dist_init_required=False
+            model=model, optimizer=optimizer, config=deepspeed_config(settings, on_gpu), dist_init_required=False
         )
         # Without ZeRO, DeepSpeed makes the moments by a step on zero gradients. Adam counts it, and its first real update
         # comes out a quarter too small; without the state it starts at one, as in ZeRO 1 to 3.
@@ -105,6 +107,12 @@ class Engine:
             seconds=self._clock.read(),
         )
 
+    def rehearse(self, micro: MicroBatch) -> None:
+        """Forward and backward of which nothing stays: what is too large for the device shows before the first step."""
+        self._engine.train()
+        loss = self._engine.module(*micro.on(self.device))
+        torch.autograd.grad(loss, list(self._trainable.values()), allow_unused=True)
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch]) -> float:
         """Summed loss over all ranks' micro-batches, in nats; every rank must bring as many."""
@@ -115,6 +123,16 @@ class Engine:
         torch.distributed.all_reduce(total)
         return total.item()
 
+    @torch.no_grad()
+    def next_logits(self, input_ids: Tensor) -> Tensor:
+        """Of the token after each row [m, vocabulary]; every rank must bring the same rows, int64 [m, n]."""
+        self._engine.eval()
+        return self._engine.module(input_ids.to(self.device))
+
+    def counted(self, part: str) -> AbstractContextManager[None]:
+        """What is done within a `with` between two steps counts to that part of the later one."""
+        return self._clock.part(part)
+
     def state(self, keep: bool) -> StateStream:
         """What training can go on from; the ranks gather it as they read its tensors, each to their end.
 
@@ -124,7 +142,7 @@ class Engine:
         return replace(state, tensors=replace(state.tensors, parts=self._timed(state.tensors.parts)))
 
     def load_state(self, state: EngineState | None) -> None:
-        """Goes on from a state, which rank 0 brings and the others do not; to be called right after construction.
+        """Goes on from a state, which rank 0 brings and the others do not.
 
         Raises TrainingError, on all ranks, for a tensor that is missing, superfluous or of another shape.
         """
@@ -235,15 +253,6 @@ class Engine:
         return parameter.grad
 
 
-def _groups(model: nn.Module, settings: EngineSettings) -> tuple[list[float], list[dict[str, Any]]]:
-    """What learns, as Adam groups it by how fast, and how fast each group does."""
-    by_factor: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            by_factor.setdefault(settings.faster.get(name, 1.0), []).append(parameter)
-    return list(by_factor), [{"params": parameters} for parameters in by_factor.values()]
-
-
 def _build_op() -> None:
     """The exchange between processes of one machine, which DeepSpeed builds where it is not there yet; half a minute."""
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
@@ -266,24 +275,3 @@ def _time_communication(clock: StepClock) -> None:
                 return method(backend, *arguments, **named)
 
         setattr(backend, name, timed)
-
-
-def _config(settings: EngineSettings, on_gpu: bool) -> dict:
-    return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.accumulation,
-        "gradient_clipping": settings.max_gradient_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero,
-            "contiguous_gradients": True,
-            "overlap_comm": on_gpu,
-            # A buffer of that many values is made, and made twice where communication overlaps; larger gradients need none.
-            "reduce_bucket_size": 1 << 23,
-            # Small tensors such as LoRA factors are partitioned too: their optimizer state must not differ by size.
-            "stage3_param_persistence_threshold": 0,
-        },
-        "bf16": {"enabled": settings.precision == "bf16"},
-        "fp16": {"enabled": settings.precision == "fp16", "initial_scale_power": 16, "min_loss_scale": 1},
-        "steps_per_print": 1 << 40,
-    }

@@ -85,7 +85,7 @@ class OptimizerState:
 
     @torch.no_grad()
     def spread(self, state: EngineState | None) -> None:
-        """Goes on from a state, which rank 0 brings and the others do not; all ranks must call, right after construction.
+        """Goes on from a state, which rank 0 brings and the others do not; all ranks must call.
 
         Raises TrainingError, on all ranks, for a tensor that is missing, superfluous or of another shape.
         """

@@ -1,5 +1,6 @@
 """The loss: cross-entropy of the next token, summed over the positions that carry loss."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,8 @@ class SummedLoss(nn.Module):
     """A causal language model whose forward gives its loss.
 
     forward(input_ids [m, n] int64, labels [m, n] int64, IGNORED where there is no loss, position_ids [m, n] int64 or None)
-    returns the fp32 sum, in nats, over targets. The caller divides by the targets of the whole global batch, so that
+    returns the fp32 sum, in nats, over targets. Without labels it returns the logits [m, vocabulary] of the token that comes
+    after each row. The caller divides by the targets of the whole global batch, so that
     neither accumulation nor the number of workers changes the loss. Where positions begin again a sample begins, which
     sees nothing of those before it in its row.
     """
@@ -40,7 +42,7 @@ class SummedLoss(nn.Module):
         self._is_moved = False
         """Whether the weights are where the coordinates of a subspace take them."""
 
-    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
         subspace: SubspaceModule | None = getattr(self.model, SUBSPACE, None)
         if subspace is None or self._is_moved:
             return self._forward(input_ids, labels, position_ids)
@@ -51,7 +53,7 @@ class SummedLoss(nn.Module):
         finally:
             self._is_moved = False
 
-    def _forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None) -> Tensor:
+    def _forward(self, input_ids: Tensor, labels: Tensor | None, position_ids: Tensor | None) -> Tensor:
         # No mask and no cache: rows are padded on the right, where a causal model never looks, and with either of them
         # transformers would not see that positions begin again.
         prompts = self._prompts
@@ -78,8 +80,10 @@ class SummedLoss(nn.Module):
     def _prompts(self) -> Prompts | None:
         return getattr(self.model, PROMPTS, None)
 
-    def _of_hidden(self, states: Tensor, labels: Tensor) -> Tensor:
+    def _of_hidden(self, states: Tensor, labels: Tensor | None) -> Tensor:
         """Of hidden states [m, n, hidden]."""
+        if labels is None:
+            return self.model.lm_head(states[:, -1])
         hidden, targets = states[:, :-1], labels[:, 1:]
         chosen = targets != IGNORED
         # Only positions that carry loss reach the head, whose logits are the largest tensor of a step.
@@ -136,6 +140,14 @@ def _blocks(logits: Tensor) -> list[slice]:
     return [slice(first, first + size) for first in range(0, len(logits), size)]
 
 
-def bits_per_character(nats: float, characters: int) -> float:
-    """A loss that compares across tokenizers: summed nats over the characters they cover, in bits."""
-    return nats / (characters * 0.6931471805599453)
+def held_out_numbers(nats: float, targets: int, characters: int, text_bytes: int) -> dict[str, float]:
+    """A summed loss as others say it: nats and perplexity by token, and bits by character and by byte of UTF-8, which
+    compare across tokenizers."""
+    loss, bits = nats / targets, nats / math.log(2)
+    return {
+        "loss": loss,
+        # Beyond e^700 there is no float.
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_character": bits / characters,
+        "bits_per_byte": bits / text_bytes,
+    }

@@ -104,6 +104,14 @@ def forecast(recipe: Recipe, wanted: Wanted) -> Forecast:
     if shape is None:
         raise RecipeError(f"base_model: {base} is not here and its sizes are not known; fetch at least its config.json")
     plan, are_known, absent = _plan(recipe, shape)
+    stages = stage_forecasts(recipe, plan, shape, wanted, bool(wanted.spec))
+    return Forecast(plan, are_known, tuple(dict.fromkeys((*missing, *absent))), stages, wanted, recipe.zero)
+
+
+def stage_forecasts(
+    recipe: Recipe, plan: Plan, shape: ModelShape, wanted: Wanted, on_gpu: bool
+) -> tuple[StageForecast, ...]:
+    """Of every training stage; `shape` is the base's."""
     stages, first, is_exact = [], shape.rows, True
     for planned in plan.stages:
         if isinstance(planned.stage, VocabularyStage):
@@ -112,8 +120,8 @@ def forecast(recipe: Recipe, wanted: Wanted) -> Forecast:
         elif isinstance(planned.stage, TrainStage):
             assert planned.adaptation
             learns = learned(shape, planned.adaptation, shape.rows - first)
-            stages.append(replace(_stage(recipe, planned, shape, learns, wanted), is_exact=is_exact))
-    return Forecast(plan, are_known, tuple(dict.fromkeys((*missing, *absent))), tuple(stages), wanted, recipe.zero)
+            stages.append(replace(_stage(recipe, planned, shape, learns, wanted, on_gpu), is_exact=is_exact))
+    return tuple(stages)
 
 
 def _base(recipe: Recipe) -> tuple[Path | RandomBase | str, list[str]]:
@@ -146,10 +154,12 @@ def _extended(shape: ModelShape, planned: PlannedStage, pieces: int) -> ModelSha
     return shape.with_rows(-(-rows // stage.pad_to_multiple) * stage.pad_to_multiple)
 
 
-def _stage(recipe: Recipe, planned: PlannedStage, shape: ModelShape, learns: Learned, wanted: Wanted) -> StageForecast:
+def _stage(
+    recipe: Recipe, planned: PlannedStage, shape: ModelShape, learns: Learned, wanted: Wanted, on_gpu: bool
+) -> StageForecast:
     stage = planned.stage
     assert isinstance(stage, TrainStage)
-    placed = Placed(recipe.zero, wanted.workers, stage.resources.micro_batch_size, recipe.precision, bool(wanted.spec))
+    placed = Placed(recipe.zero, wanted.workers, stage.resources.micro_batch_size, recipe.precision, on_gpu)
     flops = step_flops(shape, learns, stage)
     hours = price = most = None
     if spec := wanted.spec:

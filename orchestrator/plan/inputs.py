@@ -17,6 +17,7 @@ from orchestrator.errors import DataError, OrchestratorError, RecipeError
 from orchestrator.plan.base_check import layers_of, problems_with_base
 from orchestrator.plan.plan import Contents
 from orchestrator.schema import (
+    EvaluationStage,
     ExportStage,
     HeldOutShare,
     MergeStage,
@@ -54,6 +55,7 @@ def find_inputs(recipe: Recipe) -> Inputs:
     data: dict[str, tuple[DataFile, ...]] = {}
     held_out: dict[str, tuple[DataFile, ...]] = {}
     sentencepiece_model: str | None = None
+    asked: dict[str, str] = {}
     with problems.collected():
         base, base_text = _base(recipe)
     for name, stage in recipe.stages.items():
@@ -62,6 +64,8 @@ def find_inputs(recipe: Recipe) -> Inputs:
                 data[name] = files
         with problems.collected():
             sentencepiece_model = sentencepiece_model or _sentencepiece_hash(name, stage)
+        with problems.collected():
+            asked |= {name: _asked_hash(name, stage)} if isinstance(stage, EvaluationStage) else {}
     with problems.collected():
         if files := _validation(recipe):
             held_out["validation"] = files
@@ -70,11 +74,14 @@ def find_inputs(recipe: Recipe) -> Inputs:
             held_out["instructions"] = find_data("validation_instructions", recipe.validation_instructions)
     with problems.collected():
         held_out |= {"retention": find_data("retention.text", recipe.retention.text)} if recipe.retention else {}
+    problems.found += _without_judge(recipe)
     if base is not None:
         problems.found += problems_with_base(recipe, base)
     if problems.found or base is None:
         raise RecipeError(problems.found)
-    return Inputs(base, base_text, data, held_out, _contents(base, base_text, data, sentencepiece_model))
+    contents = _contents(base, base_text, data, sentencepiece_model)
+    hashes = {name: data_hash(files) for name, files in held_out.items()}
+    return Inputs(base, base_text, data, held_out, replace(contents, held_out=hashes, data=contents.data | asked))
 
 
 def check_credentials(recipe: Recipe) -> None:
@@ -101,6 +108,21 @@ class _Problems:
                 self.found.append(str(error))
 
 
+def _without_judge(recipe: Recipe) -> list[str]:
+    """Stages that keep their best state by a set which the recipe does not hold out."""
+    held_out = {
+        "validation": recipe.validation,
+        "instructions": recipe.validation_instructions,
+        "retention": recipe.retention,
+    }
+    words = {"validation": "validation", "instructions": "validation_instructions", "retention": "retention"}
+    return [
+        f"stages.{name}.keep_best.of: nothing is held out as {stage.keep_best.of}; give {words[stage.keep_best.of]}"
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, TrainStage) and stage.keep_best and not held_out[stage.keep_best.of]
+    ]
+
+
 def _base(recipe: Recipe) -> tuple[Path | RandomBase, tuple[DataFile, ...]]:
     if isinstance(recipe.base_model, RandomBase):
         return recipe.base_model, find_data("base_model.text", recipe.base_model.text)
@@ -109,7 +131,9 @@ def _base(recipe: Recipe) -> tuple[Path | RandomBase, tuple[DataFile, ...]]:
 
 def _stage_data(name: str, stage: Stage, recipe: Recipe) -> tuple[DataFile, ...]:
     """The stage's own sources, or the recipe's; nothing for a stage that reads none."""
-    if isinstance(stage, ExportStage | MergeStage) or (stage.kind == "vocabulary" and stage.sentencepiece_model):
+    if isinstance(stage, ExportStage | MergeStage | EvaluationStage) or (
+        stage.kind == "vocabulary" and stage.sentencepiece_model
+    ):
         return ()
     if stage.kind == "vocabulary" and stage.merge == "none":
         return ()
@@ -154,6 +178,33 @@ def _sentencepiece_hash(name: str, stage: Stage) -> str | None:
     if not path.is_file():
         raise DataError(f"stages.{name}.sentencepiece_model: {path} is no file (looked in {Path.cwd()})")
     return sha256_file(path)
+
+
+def _asked_hash(name: str, stage: EvaluationStage) -> str:
+    """Of the prompts and tasks that it brings; DataError where they are not there."""
+    found: dict[str, str] = {}
+    if stage.prompts is not None:
+        read_prompts(name, stage)
+        found["prompts"] = sha256_file(Path(stage.prompts).expanduser())
+    if stage.task_folder is not None:
+        folder = Path(stage.task_folder).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"stages.{name}.task_folder: {folder} is no folder (looked in {Path.cwd()})")
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        found |= {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    return sha256_value(found)
+
+
+def read_prompts(name: str, stage: EvaluationStage) -> tuple[str, ...]:
+    """Those of the stage's own file, a line each; DataError where it has none."""
+    assert stage.prompts is not None
+    path = Path(stage.prompts).expanduser()
+    if not path.is_file():
+        raise DataError(f"stages.{name}.prompts: {path} is no file (looked in {Path.cwd()})")
+    prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not prompts:
+        raise DataError(f"stages.{name}.prompts: {path} holds no prompt; write one on each line")
+    return prompts
 
 
 def _contents(

@@ -4,7 +4,7 @@ Fingerprints hold content, never location. A finished stage prunes its ancestors
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from orchestrator.plan.explain import why_new
 from orchestrator.plan.record import Record, read_record
 from orchestrator.plan.selection import selected_stages
 from orchestrator.schema import (
+    EvaluationStage,
     ExportStage,
     HeldOutShare,
     MergeStage,
@@ -29,8 +30,8 @@ from orchestrator.schema import (
 from orchestrator.store import sha256_value
 
 IDENTITY_FORMAT = 1
-_NOT_IDENTITY = {"resources", "log_every_steps", "data", "sentencepiece_model"}
-_NAMED_IF_CHANGED = ("quantization", "optimizer")
+_NOT_IDENTITY = {"resources", "log_every_steps", "data", "sentencepiece_model", "prompts", "task_folder"}
+_NAMED_IF_CHANGED = ("quantization", "optimizer", "keep_best")
 """Of a training stage: what was learned before these existed stays known."""
 
 
@@ -52,10 +53,12 @@ class Contents:
     base_model: str
     base_tokenizer: str
     data: dict[str, str]
-    """By stage, of each stage that reads data."""
+    """By stage, of each stage that reads data, or prompts and tasks."""
     sentencepiece_model: str | None = None
     linear_layers: tuple[str, ...] = ()
     """Full names of those in the base's blocks."""
+    held_out: dict[str, str] = field(default_factory=dict)
+    """By the name of each held-out set."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def make_plan(recipe: Recipe, contents: Contents, run_root: Path) -> Plan:
     _check_order(recipe)
     planned: list[PlannedStage] = []
     for number, (name, stage) in enumerate(recipe.stages.items()):
-        parents = {parent.name: parent.fingerprint for parent in _made_from(planned)}
+        parents = {parent.name: parent.fingerprint for parent in _made_from(planned, stage)}
         identity = _identity(name, stage, recipe, contents, parents)
         fingerprint = sha256_value(identity)
         folder = run_root / f"{name}-{fingerprint[:12]}"
@@ -150,8 +153,13 @@ def make_plan(recipe: Recipe, contents: Contents, run_root: Path) -> Plan:
     return Plan(_with_states(planned, selected))
 
 
-def _made_from(before: Sequence[PlannedStage]) -> list[PlannedStage]:
-    """The last stage that left a model, and the last after it that learned something on that."""
+def _made_from(before: Sequence[PlannedStage], stage: Stage) -> list[PlannedStage]:
+    """The last stage that left a model, and the last after it that learned something on that.
+
+    What measures all models is made from every stage that left one.
+    """
+    if isinstance(stage, EvaluationStage) and stage.models == "all":
+        return [entry for entry in before if not isinstance(entry.stage, EvaluationStage)]
     base: PlannedStage | None = None
     learned: PlannedStage | None = None
     for entry in before:
@@ -181,7 +189,12 @@ def _identity(name: str, stage: Stage, recipe: Recipe, contents: Contents, paren
             identity["reading"] = recipe.reading.model_dump(mode="json")
         if isinstance(recipe.validation, HeldOutShare) and stage.objective == "next_token":
             identity["held_out_share"] = recipe.validation.share
-    if isinstance(stage, VocabularyStage) and stage.sentencepiece_model:
+        if stage.keep_best:
+            identity["judged_by"] = contents.held_out.get(stage.keep_best.of)
+    if isinstance(stage, EvaluationStage):
+        identity |= {"precision": recipe.precision, "held_out": contents.held_out, "data": contents.data.get(name)}
+        identity["prompts"] = list(recipe.evaluation.prompts) if stage.prompts is None else None
+    elif isinstance(stage, VocabularyStage) and stage.sentencepiece_model:
         identity["sentencepiece_model"] = contents.sentencepiece_model
     elif name in contents.data:
         identity["data"] = contents.data[name]

@@ -10,7 +10,7 @@ from orchestrator.store import read_json, sha256_file, sync_files, write_json
 
 RECORD_NAME = "record.json"
 RECORD_FORMAT = 1
-WORK_NAMES = ("checkpoints", "ledger.jsonl", "lease.json", "logs", "metrics.jsonl", "wandb", "work")
+WORK_NAMES = ("checkpoints", "evaluations.jsonl", "ledger.jsonl", "lease.json", "logs", "metrics.jsonl", "wandb", "work")
 """What a stage's folder holds beside its artifact."""
 
 

@@ -78,8 +78,9 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from (("retention.text", source) for source in recipe.retention.text)
     for name, stage in recipe.stages.items():
         yield from ((f"stages.{name}.data", path) for path in _paths(getattr(stage, "data", None) or ()))
-        if model := getattr(stage, "sentencepiece_model", None):
-            yield f"stages.{name}.sentencepiece_model", model
+        for field in ("sentencepiece_model", "prompts", "task_folder"):
+            if path := getattr(stage, field, None):
+                yield f"stages.{name}.{field}", path
 
 
 def _paths(sources: WeightedSources | HeldOutShare) -> list[str]:

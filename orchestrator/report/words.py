@@ -1,4 +1,6 @@
-"""Numbers as a person would say them."""
+"""Numbers and paths as a person would say them."""
+
+from pathlib import Path
 
 
 def duration(seconds: float) -> str:
@@ -13,3 +15,8 @@ def size(number_of_bytes: float) -> str:
         if number_of_bytes >= bytes_of_unit:
             return f"{number_of_bytes / bytes_of_unit:.1f} {unit}"
     return f"{number_of_bytes / 1e3:.1f} kB"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -10,6 +10,7 @@ from orchestrator.schema.cluster import (
 )
 from orchestrator.schema.execution import (
     CheckpointPolicy,
+    Evaluation,
     NoTracking,
     Recovery,
     Tracking,
@@ -34,7 +35,18 @@ from orchestrator.schema.methods import (
     WholeModelMethod,
 )
 from orchestrator.schema.recipe import Comparison, HeldOutShare, RandomBase, Reading, Recipe, Retention, StageSelection
-from orchestrator.schema.stages import ExportStage, MergeStage, OptimizerKind, Resources, Stage, TrainStage, VocabularyStage
+from orchestrator.schema.stages import (
+    EvaluationStage,
+    ExportStage,
+    HeldOutName,
+    KeepBest,
+    MergeStage,
+    OptimizerKind,
+    Resources,
+    Stage,
+    TrainStage,
+    VocabularyStage,
+)
 from orchestrator.schema.strict import Schema, WeightedSource, WeightedSources
 
 __all__ = [
@@ -45,11 +57,15 @@ __all__ = [
     "CheckpointPolicy",
     "Cluster",
     "Comparison",
+    "Evaluation",
+    "EvaluationStage",
     "ExportStage",
     "FullFineTuning",
+    "HeldOutName",
     "HeldOutShare",
     "Ia3",
     "Init",
+    "KeepBest",
     "KubernetesCluster",
     "LocalCluster",
     "Lora",

@@ -36,6 +36,18 @@ class Recovery(Schema):
     """How long to wait for nodes when those that are left are too few."""
 
 
+class Evaluation(Schema):
+    """What is measured while a stage trains; the held-out loss before and after it is measured in any case."""
+
+    every_steps: PositiveInt | None = None
+    """Held-out loss, and what the model makes of `prompts`; null does neither."""
+    prompts: tuple[str, ...] = ("从前", "Once upon a time")
+    """What the model goes on with, one likeliest token after another; a stage that learns answers gets them as
+    instructions."""
+    sample_tokens: NonNegativeInt = 32
+    """Of each sample, at most."""
+
+
 class WandbTracking(Schema):
     """Mirrors the metrics to Weights & Biases."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from orchestrator.schema.cluster import Cluster
-from orchestrator.schema.execution import CheckpointPolicy, Recovery, Tracking, Workers
+from orchestrator.schema.execution import CheckpointPolicy, Evaluation, Recovery, Tracking, Workers
 from orchestrator.schema.stages import Stage
 from orchestrator.schema.strict import Schema, Sources, WeightedSources, mapping_or
 
@@ -121,6 +121,13 @@ class Recipe(Schema):
     run_root: str = "runs"
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     recovery: Recovery = Recovery()
+    evaluation: Evaluation = Evaluation()
+    preflight: Literal["first", "only"] = "first"
+    """What can be found before anything trains is looked for first; `only` stops there."""
+    ui: Literal["live", "plain"] = "live"
+    """A view that changes as it trains, where there is a terminal, or plain lines."""
+    license: str | None = None
+    """Of what is exported, as Hugging Face writes it (apache-2.0); the base's own by default, where its folder says one."""
     supervise: bool = False
     """Watches over the command itself, and starts it again should it be killed."""
     cluster: Cluster

@@ -56,6 +56,21 @@ class Resources(Schema):
     """Recomputes activations in the backward: about a third more compute for much less memory."""
 
 
+HeldOutName = Literal["validation", "instructions", "retention"]
+"""What a recipe may hold out: `validation`, `validation_instructions` and `retention.text`."""
+
+
+class KeepBest(Schema):
+    """Leaves the state with the least held-out loss in place of the last one."""
+
+    of: HeldOutName = "validation"
+    """Whose loss counts."""
+    every_steps: PositiveInt
+    """How often it is measured; after the last step it is, too."""
+    patience: PositiveInt | None = None
+    """Ends the stage after so many measurements in a row that were no better than the best."""
+
+
 class TrainStage(Schema):
     """What is learned. All but `resources` and `log_every_steps` is the stage's identity."""
 
@@ -95,6 +110,9 @@ class TrainStage(Schema):
     """8bit keeps each of Adam's moments in a byte (Dettmers et al. 2021); those of a paged one wait in the host's memory
     where a GPU has too little. Both are bitsandbytes'; on CPUs nothing is paged."""
     max_gradient_norm: PositiveFloat = 1.0
+
+    keep_best: KeepBest | None = None
+    """The last state stays by default."""
 
     log_every_steps: PositiveInt = 1
     resources: Resources = Resources()
@@ -161,6 +179,26 @@ class MergeStage(Schema):
     max_shard_bytes: PositiveInt = 5_000_000_000
 
 
+class EvaluationStage(Schema):
+    """Measures the base, what each stage before it left, and the exported model, side by side."""
+
+    kind: Literal["evaluate"]
+    models: Literal["all", "last"] = "all"
+    """All of them, or the last alone."""
+    prompts: str | None = None
+    """A text file with a prompt a line, which each model goes on with; the recipe's `evaluation.prompts` by default."""
+    sample_tokens: NonNegativeInt = 64
+    """Of each sample, at most; 0 writes none."""
+    tasks: tuple[str, ...] = ()
+    """Of EleutherAI's lm-evaluation-harness, such as ceval-valid, cmmlu or mmlu; needs the extra `evaluation`."""
+    task_folder: str | None = None
+    """Where tasks of your own are described, in the harness's YAML."""
+    few_shot: NonNegativeInt | None = None
+    """Examples before each question; the tasks' own number by default."""
+    limit: PositiveInt | None = None
+    """Questions of each task, at most."""
+
+
 class ExportStage(Schema):
     """Leaves what was learned in forms that other tools load: one PEFT folder, and a merged model."""
 
@@ -172,4 +210,4 @@ class ExportStage(Schema):
     """Tokens on which merged model and base with adapter are compared; 0 skips the comparison."""
 
 
-Stage = Annotated[VocabularyStage | TrainStage | MergeStage | ExportStage, Field(discriminator="kind")]
+Stage = Annotated[VocabularyStage | TrainStage | MergeStage | ExportStage | EvaluationStage, Field(discriminator="kind")]

@@ -1,12 +1,14 @@
 """All that a worker needs to know to train one stage; plain values, so that it travels to another machine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.checkpoint.manifest import Origin
+from orchestrator.data.templates import Manner
 from orchestrator.plan.adaptation import Adaptation
-from orchestrator.schema import CheckpointPolicy, Tracking, TrainStage
+from orchestrator.schema import CheckpointPolicy, Evaluation, Tracking, TrainStage
 from orchestrator.stages.exchange import Exchange
 from orchestrator.tracking import RunDescription
 
@@ -44,11 +46,21 @@ class TrainAssignment:
     threads: int
     """CPU threads of each worker."""
     checkpoint: CheckpointPolicy
+    evaluation: Evaluation
     bad_steps: int
     """In a row, before training stops."""
     tracking: Tracking
     run: RunDescription
     exchange: Exchange
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """What a step at its fullest took."""
+
+    seconds: float
+    peak_memory_bytes: int
+    """Of the worker that held most."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,32 @@ Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class EvaluatedModel:
+    """A model with what was learned on it, and what it is measured on in its own tokens."""
+
+    name: str
+    base: Path
+    tokenizer: Path
+    adapter: Path | None
+    held_out: tuple[HeldOut, ...]
+    manner: Manner
+    """How prompts are put to it."""
+
+
+@dataclass(frozen=True)
+class EvaluationAssignment:
+    """What is measured side by side."""
+
+    models: tuple[EvaluatedModel, ...]
+    prompts: tuple[str, ...]
+    folder: Path
+    precision: Literal["bf16", "fp16", "fp32"]
+    threads: int
+    tracking: Tracking
+    run: RunDescription
+
+
+@dataclass(frozen=True)
 class ExportAssignment:
     """What is exported or merged, and from what."""
 
@@ -78,3 +116,5 @@ class ExportAssignment:
     folder: Path
     precision: Literal["bf16", "fp16", "fp32"]
     origin: Origin
+    cards: Mapping[str, str] = field(default_factory=dict)
+    """The README.md of `adapter` and `merged`, which a hub shows."""

@@ -8,8 +8,14 @@ from typing import Any
 
 from orchestrator.contents import DataFile
 from orchestrator.data.part import Preparation
-from orchestrator.schema import ExportStage, MergeStage, RandomBase, VocabularyStage
-from orchestrator.stages.assignment import ExportAssignment, TrainAssignment, TrainEnding
+from orchestrator.schema import EvaluationStage, ExportStage, MergeStage, RandomBase, VocabularyStage
+from orchestrator.stages.assignment import (
+    DryStep,
+    EvaluationAssignment,
+    ExportAssignment,
+    TrainAssignment,
+    TrainEnding,
+)
 from orchestrator.stages.exchange import DATA_NAME, Exchange
 from orchestrator.train.link import Link
 
@@ -44,6 +50,12 @@ def train_body(assignment: TrainAssignment, link: Link) -> TrainEnding:
     return run_train(assignment, link)
 
 
+def dry_body(assignment: TrainAssignment, link: Link) -> DryStep:
+    from orchestrator.stages.dry import run_dry
+
+    return run_dry(assignment, link)
+
+
 def export_body(stage: ExportStage, assignment: ExportAssignment) -> dict[str, Any]:
     from orchestrator.stages.export import run_export
 
@@ -54,6 +66,12 @@ def merge_body(stage: MergeStage, assignment: ExportAssignment) -> dict[str, Any
     from orchestrator.stages.export import run_merge
 
     return run_merge(stage, assignment)
+
+
+def evaluation_body(stage: EvaluationStage, assignment: EvaluationAssignment) -> dict[str, Any]:
+    from orchestrator.stages.evaluation import run_evaluation
+
+    return run_evaluation(stage, assignment)
 
 
 def latency_body(base: Path, adapter: Path | None, can_merge: bool, precision: str, tokens: int) -> dict[str, float]:

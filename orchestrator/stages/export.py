@@ -23,6 +23,8 @@ from orchestrator.plan.adaptation import Adaptation
 from orchestrator.schema import ExportStage, MergeStage
 from orchestrator.stages.assignment import ExportAssignment
 
+CARD_NAME = "README.md"
+"""Where a hub looks for what a model is."""
 # A merged weight is rounded once, an adapter's output is added unrounded: in bf16 logits differ by a few of its steps.
 _TOLERANCE = {"bf16": 0.05, "fp16": 0.01, "fp32": 1e-4}
 
@@ -38,10 +40,12 @@ def run_export(stage: ExportStage, assignment: ExportAssignment) -> dict[str, An
     results: dict[str, Any] = {}
     if assignment.adapter:
         _copy_adapter(assignment.adapter, folder / "adapter")
+        _write_card(assignment, folder / "adapter")
         results["adapter_bytes"] = _bytes_of(folder / "adapter")
     if stage.merged:
         merged = folder / "merged"
         write_model(assignment, merged, stage.max_shard_bytes)
+        _write_card(assignment, merged)
         results["merged_bytes"] = _bytes_of(merged)
         if stage.verify_tokens and assignment.adapter:
             results["merged_logit_difference"] = _compare(stage, assignment, merged)
@@ -65,6 +69,11 @@ def write_model(assignment: ExportAssignment, folder: Path, max_shard_bytes: int
         rule = read_merge_rule(assignment.adapter)
     write_merged(assignment.base, tensors, rule, folder, max_shard_bytes)
     copy_beside_weights(assignment.base, assignment.tokenizer, folder)
+
+
+def _write_card(assignment: ExportAssignment, folder: Path) -> None:
+    if card := assignment.cards.get(folder.name):
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def _copy_adapter(source: Path, target: Path) -> None:

@@ -1,49 +1,47 @@
 """A training stage, as each of its workers runs it: base and earlier adapter in, a verified adapter out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from orchestrator.checkpoint.adapter import read_adapter, write_adapter
-from orchestrator.checkpoint.whole_model import write_whole_model
+from orchestrator.checkpoint.adapter import read_adapter
 from orchestrator.checkpoint.writer import CheckpointWriter
-from orchestrator.data.batches import MicroBatch, StepBatches, evaluation_batches
+from orchestrator.data.batches import StepBatches, evaluation_batches, largest_micro_batch
 from orchestrator.data.order import SampleOrder
 from orchestrator.data.rows import PreparedRows
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.engine import Engine, EngineSettings, StepResult, peak_flops
 from orchestrator.model.adapters import (
-    adapter_parameters,
     attach,
     count_by_kind,
     count_parameters,
     load_tensors,
     second_factors,
-    written_tensors,
 )
 from orchestrator.model.attention import use_cpu_attention
 from orchestrator.model.flops import step_flops
 from orchestrator.model.loading import leave_file, load_model
-from orchestrator.model.loss import SummedLoss, bits_per_character
-from orchestrator.model.subspace import NAME as SUBSPACE
-from orchestrator.model.subspace import SubspaceModule
+from orchestrator.model.loss import SummedLoss
 from orchestrator.schema import Lora
 from orchestrator.stages.assignment import Results, TrainAssignment, TrainEnding, results_file
+from orchestrator.stages.measuring import HeldOutNumbers, Measuring
+from orchestrator.stages.resume import Resumed, resume, return_to_best
 from orchestrator.stages.resume import describe as describe_checkpoint
-from orchestrator.stages.resume import resume
+from orchestrator.stages.saving import save_learned
 from orchestrator.stages.transfer import bring_to_each_node, hand_over, transferring
 from orchestrator.store import write_json
 from orchestrator.tracking import MetricsFile, start_mirror
+from orchestrator.tracking.evaluations import EVALUATIONS_NAME, write_evaluations
 from orchestrator.tracking.ledger import LEDGER_NAME, read_ledger, summarize
 from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
 from orchestrator.train.bad_steps import BadStepCheck
 from orchestrator.train.checkpoint_hook import CheckpointHook
 from orchestrator.train.checks import LearningCheck, check_end_is_learned, preflight
+from orchestrator.train.evaluations import Evaluations, Row
 from orchestrator.train.link import Link
 from orchestrator.train.loop import Hook, Progress, train
 from orchestrator.train.metrics_hook import MetricsHook, Utilisation, peak_memory_bytes
@@ -68,34 +66,46 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
     trainable, total = count_parameters(model)
     if run.rank == 0:
         link.note({"event": "learns", "kinds": count_by_kind(model.model)})
-    engine = Engine(model, _engine_settings(assignment, model, run.num_workers))
+    engine = make_engine(assignment, model, run.num_workers)
     if resumed:
         engine.load_state(resumed.state)
+    elif torch.cuda.is_available():
+        # Where memory is a hard limit, and the pass takes a moment.
+        engine.rehearse(largest_micro_batch(run.batches.rows, assignment.micro_batch_size))
     progress = resumed.progress if resumed else Progress()
+    measuring = Measuring(assignment, link, engine, run.rank, run.num_workers)
     with model.base_alone():
         # Before they learned anything virtual tokens are noise, and no part of the base.
-        before = resumed.held_out if resumed else run.evaluate(engine, progress)
+        before = resumed.held_out if resumed else measuring.held_out(progress)
     check = LearningCheck(engine.master_checksums, engine.frozen_checksums, resumed.learning if resumed else None)
-    recording = _recorded(run, progress, _utilisation(run, engine))
-    with recording as (recorders, summary), _saved(run, engine, check, before) as saving:
-        hooks = [*recorders, check, BadStepCheck(assignment.bad_steps, run.describe_batch), saving]
-        progress = train(engine, run.batches, _schedule(assignment), hooks, progress, run.pulse())
-        if progress.step < assignment.num_steps:
+    with _recorded(run, progress, _utilisation(run, engine)) as record:
+        evaluations = _evaluations(assignment, measuring, record, resumed)
+        schedule = _schedule(assignment, evaluations)
+        with _saved(run, engine, check, before, evaluations) as saving:
+            hooks = [*record.hooks, check, BadStepCheck(assignment.bad_steps, run.describe_batch), evaluations, saving]
+            progress = train(engine, run.batches, schedule, hooks, progress, run.pulse())
+        if not schedule.is_spent(progress.step):
             return TrainEnding(progress.step, completed=False)
         check.check_frozen()
-        after = run.evaluate(engine, progress)
-        summary |= {"held_out": after, "trainable": trainable}
+        kept = progress.step
+        if best := evaluations.best_first():
+            link.beat(progress.step, "evaluating")
+            kept = return_to_best(assignment, link, engine, best, kept)
+        after = evaluations.held_out_of(kept) or measuring.held_out(progress)
+        record.summary.update(held_out=after, trainable=trainable)
     link.beat(progress.step, "saving")
-    _save(assignment, engine, model, run.rank)
+    save_learned(assignment, replace(assignment.origin, step=kept), engine, model, run.rank)
     with transferring(assignment, link, progress.step, "saving"):
         if run.rank == 0:
             results: Results = {
                 "steps": progress.step,
+                "kept_step": kept,
                 "trainable": trainable,
                 "parameters": total,
                 "tokens": progress.tokens,
                 "peak_memory_bytes": peak_memory_bytes(),
                 "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
+                "evaluations": evaluations.rows,
                 "workers": run.num_workers,
                 "zero": assignment.zero,
             }
@@ -103,10 +113,6 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
             hand_over(assignment)
         dist.barrier()
     return TrainEnding(progress.step, completed=True)
-
-
-HeldOutNumbers = dict[str, dict[str, float]]
-"""Loss and bits per character of each held-out text, by its name."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +135,6 @@ class _Run:
     def pulse(self) -> LinkedPulse:
         return LinkedPulse(self.link, self.assignment.checkpoint.every_minutes if self.rank == 0 else None)
 
-    def evaluate(self, engine: Engine, progress: Progress) -> HeldOutNumbers:
-        """All ranks must call."""
-        found = {}
-        for text in self.assignment.held_out:
-            rows = PreparedRows.open(text.rows)
-            batches = evaluation_batches(rows, self.assignment.micro_batch_size, self.rank, self.num_workers)
-            nats = engine.evaluate(self._beating(batches, progress))
-            found[text.name] = {
-                "loss": nats / rows.summary.targets,
-                "bits_per_character": bits_per_character(nats, rows.characters),
-            }
-        return found
-
     def describe_batch(self, step: int) -> str:
         """The samples of a step, with the beginning of the first ones."""
         batches, tokenizer = self.batches, load_tokenizer(self.assignment.tokenizer)
@@ -149,11 +142,6 @@ class _Run:
         begins = [tokenizer.decode(batches.rows.row(index).tokens[:16].tolist()) for index in rows[:4]]
         quoted = "; ".join(f"row {index} {text!r}" for index, text in zip(rows, begins, strict=False))
         return f"rows {', '.join(map(str, rows))} of {self.assignment.rows} ({quoted}{'; …' if len(rows) > 4 else ''})"
-
-    def _beating(self, batches: Iterable[MicroBatch], progress: Progress) -> Iterator[MicroBatch]:
-        for batch in batches:
-            self.link.beat(progress.step, "evaluating")
-            yield batch
 
 
 def build_model(assignment: TrainAssignment) -> SummedLoss:
@@ -177,10 +165,11 @@ def _check_before(assignment: TrainAssignment, model: SummedLoss, batches: StepB
     preflight(model, batches.of_step(0).micro_batches[0])
 
 
-def _engine_settings(assignment: TrainAssignment, model: SummedLoss, num_workers: int) -> EngineSettings:
+def make_engine(assignment: TrainAssignment, model: SummedLoss, num_workers: int) -> Engine:
+    """DeepSpeed around the model; all ranks must call."""
     stage = assignment.stage
     ratio = stage.method.learning_rate_ratio if isinstance(stage.method, Lora) else 1.0
-    return EngineSettings(
+    settings = EngineSettings(
         zero=assignment.zero,
         precision=assignment.precision,
         micro_batch_size=assignment.micro_batch_size,
@@ -191,11 +180,21 @@ def _engine_settings(assignment: TrainAssignment, model: SummedLoss, num_workers
         optimizer=stage.optimizer,
         faster={name: ratio for name in second_factors(model) if ratio != 1},
     )
+    return Engine(model, settings)
 
 
-def _schedule(assignment: TrainAssignment) -> Schedule:
+def _evaluations(
+    assignment: TrainAssignment, measuring: Measuring, record: "_Record", resumed: Resumed | None
+) -> Evaluations:
+    every_steps, keep_best = assignment.evaluation.every_steps, assignment.stage.keep_best
+    earlier = resumed.evaluations if resumed else ()
+    record.tell(earlier)
+    return Evaluations(measuring.row, record.tell, every_steps, keep_best, assignment.num_steps, earlier)
+
+
+def _schedule(assignment: TrainAssignment, evaluations: Evaluations) -> Schedule:
     stage = assignment.stage
-    return Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction)
+    return Schedule(stage.schedule, stage.learning_rate, assignment.num_steps, stage.warmup_fraction, evaluations.is_over)
 
 
 def _utilisation(run: _Run, engine: Engine) -> Utilisation:
@@ -208,21 +207,39 @@ def _utilisation(run: _Run, engine: Engine) -> Utilisation:
     return Utilisation(flops, run.batches.rows.seen, peak.item())
 
 
+@dataclass(frozen=True)
+class _Record:
+    """Where the numbers of a run are written down; rank 0 does, since all ranks have the same."""
+
+    hooks: list[Hook]
+    tell: Callable[[Sequence[Row]], None]
+    """All evaluations so far."""
+    summary: dict[str, Any]
+    """To be filled; it is the end of the mirror."""
+
+
 @contextmanager
-def _recorded(run: _Run, progress: Progress, utilisation: Utilisation) -> Iterator[tuple[list[Hook], dict[str, Any]]]:
-    """Hooks that write the numbers down, and a summary to fill; rank 0 does, since all ranks have the same numbers."""
+def _recorded(run: _Run, progress: Progress, utilisation: Utilisation) -> Iterator[_Record]:
     if run.rank > 0:
-        yield [], {}
+        yield _Record([], lambda rows: None, {})
         return
     assignment = run.assignment
     metrics, ledger = assignment.folder / METRICS_NAME, assignment.folder / LEDGER_NAME
     mirror = start_mirror(assignment.tracking, assignment.run)
     summary: dict[str, Any] = {}
     exit_code = 1
+
+    def tell(rows: Sequence[Row]) -> None:
+        write_evaluations(assignment.folder / EVALUATIONS_NAME, rows)
+        # Those of an earlier attempt are there already.
+        if rows and rows[-1]["step"] > progress.step:
+            named = {f"{text}/{name}": value for text, each in rows[-1]["held_out"].items() for name, value in each.items()}
+            mirror.log(rows[-1]["step"], named)
+
     try:
         with MetricsFile(metrics, keep_through_step=progress.step) as file:
             recorder = MetricsHook(file, mirror, assignment.stage.log_every_steps, assignment.num_steps, utilisation)
-            yield [recorder, _FirstStep(run.link)], summary
+            yield _Record([recorder, _FirstStep(run.link)], tell, summary)
         exit_code = 0
     finally:
         summary["ledger"] = summarize(read_ledger(ledger), read_metrics(metrics)).as_dict()
@@ -242,12 +259,14 @@ class _FirstStep:
 
 
 @contextmanager
-def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbers) -> Iterator[CheckpointHook]:
+def _saved(
+    run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbers, evaluations: Evaluations
+) -> Iterator[CheckpointHook]:
     """The hook that saves; what is on its way to the disk is there when the `with` ends."""
     assignment, policy = run.assignment, run.assignment.checkpoint
 
     def describe(progress: Progress, numbers: Mapping[str, int | float]) -> Mapping[str, Any]:
-        return describe_checkpoint(progress, numbers, before, check.state())
+        return describe_checkpoint(progress, numbers, before, check.state(), evaluations.rows)
 
     with ExitStack() as stack:
         writer = None
@@ -255,35 +274,4 @@ def _saved(run: _Run, engine: Engine, check: LearningCheck, before: HeldOutNumbe
             fingerprint, root = assignment.origin.fingerprint, assignment.exchange.root
             writer = CheckpointWriter(assignment.folder, fingerprint, policy.keep, policy.max_failures, run.link.note, root)
             stack.enter_context(writer)
-        yield CheckpointHook(engine.state, writer, describe, policy.every_steps, assignment.num_steps)
-
-
-def _save(assignment: TrainAssignment, engine: Engine, model: SummedLoss, rank: int) -> None:
-    """All ranks gather, rank 0 writes."""
-    prefix = "model."
-    if assignment.adaptation.full:
-        _save_whole(assignment, engine, getattr(model.model, SUBSPACE, None), rank)
-        return
-    names = [prefix + name for name in adapter_parameters(model.model, assignment.adaptation)]
-    parameters = {name.removeprefix(prefix): tensor for name, tensor in engine.parameters(names) if rank == 0}
-    if rank == 0:
-        tensors = written_tensors(model.model, parameters, assignment.adaptation, assignment.base_tokens)
-        folder: Path = assignment.folder / "adapter"
-        write_adapter(folder, tensors, assignment.adaptation, assignment.origin, assignment.base, assignment.tokenizer)
-
-
-def _save_whole(assignment: TrainAssignment, engine: Engine, subspace: SubspaceModule | None, rank: int) -> None:
-    """A model is written as it is gathered, a file at a time."""
-    prefix = "model."
-    layout = {name: shape for name, shape in engine.layout().items() if not name.startswith(f"{prefix}{SUBSPACE}.")}
-    coming = ((name.removeprefix(prefix), tensor) for name, tensor in engine.parameters(list(layout)))
-    if subspace:
-        coming = ((name, tensor.detach()) for name, tensor in subspace.moved(coming))
-    if rank > 0:
-        # Gathered all the same.
-        for _ in coming:
-            pass
-        return
-    named = {name.removeprefix(prefix): tensor for name, tensor in layout.items()}
-    beside = (assignment.base, assignment.tokenizer)
-    write_whole_model(assignment.folder / "model", named, coming, assignment.origin, beside)
+        yield CheckpointHook(engine.state, writer, describe, policy.every_steps, assignment.num_steps, evaluations.best)

@@ -4,7 +4,7 @@ It leaves `tokenizer/`, and `base/` with the resized model and the same tokenize
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,8 @@ from orchestrator.vocabulary.pieces import ModelProto, processor, read_model
 from orchestrator.vocabulary.rows import Growth
 from orchestrator.vocabulary.tokenizer import check_same_ids, load_tokenizer, text_ids, write_tokenizer
 from orchestrator.vocabulary.training import train_base_model, train_language_model
+
+_EXAMPLE_CHARACTERS = 40
 
 
 def run_vocabulary(
@@ -56,7 +58,8 @@ def run_vocabulary(
         if stage.merge != "none":
             check_same_ids(folder / "base", [text for sample in samples.values() for text in sample])
         before, after = _encoder(source, stage), _encoder(folder / "base", stage)
-        return counts | _sizes(extension, rows) | _compressions(samples, before, after)
+        examples = _examples(samples, source, folder / "base", stage)
+        return counts | _sizes(extension, rows) | _compressions(samples, before, after) | examples
 
 
 @contextmanager
@@ -112,6 +115,21 @@ def _encoder(folder: Path, stage: VocabularyStage) -> Encode:
     if stage.merge != "none":
         return processor(read_model(folder / "tokenizer.model")).encode
     return partial(text_ids, load_tokenizer(folder))
+
+
+def _examples(samples: dict[str, list[str]], source: Path, target: Path, stage: VocabularyStage) -> dict[str, Any]:
+    """The begin of each sample, in the pieces that it had and has."""
+    before, after = _cutter(source, stage), _cutter(target, stage)
+    begins = [" ".join(texts[0].split())[:_EXAMPLE_CHARACTERS] for texts in samples.values() if texts]
+    return {"examples": [{"text": text, "before": before(text), "after": after(text)} for text in begins]}
+
+
+def _cutter(folder: Path, stage: VocabularyStage) -> Callable[[str], list[str]]:
+    """Of a text, its pieces."""
+    if stage.merge != "none":
+        return partial(processor(read_model(folder / "tokenizer.model")).encode, out_type=str)
+    tokenizer = load_tokenizer(folder)
+    return lambda text: [str(token) for token in tokenizer.convert_ids_to_tokens(text_ids(tokenizer, text))]
 
 
 def _sizes(extension: Extension, rows: int) -> dict[str, Any]:

@@ -18,10 +18,11 @@ class CheckpointHook:
         describe: Callable[[Progress, Mapping[str, int | float]], Mapping[str, Any]],
         every_steps: int | None,
         num_steps: int,
+        best: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`state(keep)` is collective; `describe` gives what the checkpoint says beside its tensors, as JSON values, from
-        the progress and the state's numbers."""
-        self._state, self._writer, self._describe = state, writer, describe
+        the progress and the state's numbers. The state of the step that `best` names is saved and stays."""
+        self._state, self._writer, self._describe, self._best = state, writer, describe, best
         self._every_steps, self._num_steps = every_steps, num_steps
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
@@ -31,10 +32,12 @@ class CheckpointHook:
         state = self._state(self._writer is not None)
         if self._writer:
             description = self._describe(progress, state.numbers)
-            self._writer.save(progress.step, state.tensors, description, wait=result.wishes.stop)
+            best = self._best()
+            wait = result.wishes.stop or progress.step == best
+            self._writer.save(progress.step, state.tensors, description, wait, () if best is None else (best,))
         else:
             state.tensors.drop()
 
     def _is_due(self, progress: Progress, result: StepResult) -> bool:
         by_steps = self._every_steps is not None and progress.step % self._every_steps == 0
-        return by_steps or result.wishes.save or result.wishes.stop or progress.step == self._num_steps
+        return by_steps or result.wishes.save or result.wishes.stop or progress.step in (self._num_steps, self._best())

@@ -1,6 +1,7 @@
 """How the learning rate goes over the steps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +14,15 @@ class Schedule:
     peak: float
     num_steps: int
     warmup_fraction: float
+    is_enough: Callable[[], bool] = lambda: False
+    """Whether it ends before its last step."""
 
     @property
     def warmup_steps(self) -> int:
         return math.ceil(self.num_steps * self.warmup_fraction)
 
     def is_spent(self, step: int) -> bool:
-        return step >= self.num_steps
+        return step >= self.num_steps or self.is_enough()
 
     def learning_rate(self, step: int) -> float:
         """Of the update after `step` finished ones; the first is above zero, so that every step learns."""

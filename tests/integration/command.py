@@ -3,18 +3,20 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.shared_data import ROOT
 
 
-def run_command(words: Sequence[str], folder: Path, seconds: float = 600) -> subprocess.CompletedProcess[str]:
-    """`python launch/run.py …`, typed in `folder`, without a terminal and without any login."""
+def run_command(
+    words: Sequence[str], folder: Path, seconds: float = 600, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python launch/run.py …`, typed in `folder`, without a terminal or any login, in its environment and `more`."""
     return subprocess.run(
         [sys.executable, str(ROOT / "launch" / "run.py"), *words],
         cwd=folder,
-        env=command_environment(folder),
+        env=command_environment(folder) | dict(more or {}),
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig, ListConfig
 from pydantic import BaseModel
 
-from orchestrator.compose import RECIPES_FOLDER, compose
+from orchestrator.compose import RECIPES_FOLDER, compose, sweep
 from orchestrator.errors import RecipeError
 from orchestrator.schema import LocalCluster, RandomBase, Range, Recipe, TrainStage, WandbTracking
 
@@ -73,7 +73,9 @@ BAD_VALUES = {
     "stages.attention.modules_to_save=[norm]": (
         "stages.attention.modules_to_save.0: input should be 'embed_tokens' or 'lm_head', not 'norm'"
     ),
-    "stages.export.kind=exprt": "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'merge', 'export'",
+    "stages.export.kind=exprt": (
+        "stages.export.kind: 'exprt' is none of 'vocabulary', 'train', 'merge', 'export', 'evaluate'"
+    ),
     "stages.instruct.epochs=1": "stages.instruct: give either `steps` or `epochs`",
     "stages.attention.quantization=nf3": (
         "stages.attention.quantization.kind: input should be 'nf4', 'fp4' or 'int8', not 'nf3'"
@@ -387,3 +389,26 @@ def test_what_does_not_go_together_in_a_stage_is_said(words: list[str], problem:
     (found,) = caught.value.problems
     assert problem in found
     assert found.startswith("stages.")
+
+
+def test_a_sweep_is_every_combination_in_the_order_of_hydras_own() -> None:
+    found = sweep(["seed=1,2", "recipe=chinese_llama", "stages.attention.steps=range(1,4)", "text=[a,b]"])
+    assert found.swept == ["seed", "stages.attention.steps"]
+    assert len(found.combinations) == 6
+    assert found.combinations[0] == ["seed=1", "recipe=chinese_llama", "stages.attention.steps=1", "text=[a,b]"]
+    assert [words[2][-1] for words in found.combinations] == ["1", "2", "3", "1", "2", "3"]
+    for words in found.combinations:
+        compose(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=1"], "no word has several values"),
+        (["stages.attention.learning_rate=interval(0,1)"], "give values"),
+        (["seed=1,[2"], "seed=1,\\[2: cannot be read"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        sweep(words)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.model.loss import IGNORED, SummedLoss, bits_per_character, summed_cross_entropy
+from orchestrator.model.loss import IGNORED, SummedLoss, held_out_numbers, summed_cross_entropy
 
 VOCABULARY = 50
 
@@ -155,4 +155,8 @@ def test_no_fp32_copy_of_all_logits_is_made(loss, of_the_logits: int) -> None:
 
 
 def test_bits_per_character_are_nats_in_bits_over_characters():
-    assert bits_per_character(3 * math.log(2), 2) == pytest.approx(1.5)
+    found = held_out_numbers(3 * math.log(2), targets=6, characters=2, text_bytes=4)
+    assert found["bits_per_character"] == pytest.approx(1.5)
+    assert found["bits_per_byte"] == pytest.approx(0.75)
+    assert found["loss"] == pytest.approx(0.5 * math.log(2))
+    assert found["perplexity"] == pytest.approx(2**0.5)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from orchestrator.plan.memory import Memory, Placed, largest_micro_batch, memory
 from orchestrator.plan.shape import Learned, ModelShape
@@ -63,3 +65,24 @@ def test_the_largest_micro_batch_is_one_that_fits_and_divides() -> None:
     assert memory(SEVEN, LEARNS, STAGE, replace(placed, micro_batch=most)).total <= limit
     assert memory(SEVEN, LEARNS, STAGE, replace(placed, micro_batch=2 * most)).total > limit
     assert largest_micro_batch(SEVEN, LEARNS, STAGE, placed, 10e9) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_deepspeeds_own_estimators_agree_where_everything_learns(workers: int) -> None:
+    parameters = SEVEN.parameters
+    learns = Learned(parameters, 0, SEVEN.body, True, parameters)
+    stage = STAGE.model_validate(STAGE.model_dump() | {"method": "full", "modules_to_save": []})
+    two, three = (memory(SEVEN, learns, stage, Placed(zero, workers, 4, on_gpu=False)) for zero in (2, 3))
+    _, estimated = estimate_zero2_model_states_mem_needs(parameters, workers, cpu_offload=False)
+    assert two.weights + two.gradients + two.optimizer == pytest.approx(estimated, rel=1e-6)
+    _, estimated, layer = estimate_zero3_model_states_mem_needs(
+        parameters, SEVEN.table, workers, cpu_offload=False, cpu_offload_params=False
+    )
+    # They count the largest layer in four bytes, and what is gathered here has the run's two. Weights and gradients are two
+    # bytes each, of which their 18 leave out one pair.
+    gathered = max(SEVEN.table, SEVEN.body // SEVEN.layers) * 2
+    state = three.weights - gathered + three.gradients + three.optimizer
+    assert state == pytest.approx(estimated - layer + 2 * parameters / workers, rel=1e-6)
+    # On a GPU gradients in fp32 take what the activations had, and are not counted.
+    on_gpu = memory(SEVEN, learns, stage, Placed(2, workers, 4))
+    assert two.gradients - on_gpu.gradients == pytest.approx(4 * parameters / workers)

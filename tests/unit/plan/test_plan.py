@@ -25,6 +25,7 @@ OTHER_TRAINING = {
     "modules_to_save": ["lm_head"],
     "new_rows": ["embed_tokens"],
     "quantization": "nf4",
+    "keep_best": {"every_steps": 5},
     "optimizer": "adamw_8bit",
     "global_batch_size": 8,
     "steps": 11,

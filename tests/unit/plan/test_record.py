@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    for name in ("ledger.jsonl", "lease.json", "metrics.jsonl"):
+    for name in ("evaluations.jsonl", "ledger.jsonl", "lease.json", "metrics.jsonl"):
         (folder / name).write_text("{}")
     return folder
 

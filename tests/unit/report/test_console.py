@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from rich.console import Console as Terminal
 
 from orchestrator.plan.plan import Contents, Plan, PlannedStage, State, make_plan
 from orchestrator.plan.record import Record
-from orchestrator.report.console import Console, shown
+from orchestrator.report.console import Console
+from orchestrator.report.live import Seen, Watched
 from orchestrator.report.preparing import PreparingLine
-from orchestrator.report.words import duration
+from orchestrator.report.words import duration, shown
 from orchestrator.schema import Recipe
 from tests.llama_layers import LAYERS
 
@@ -66,7 +68,11 @@ def record(planned: PlannedStage, results: dict[str, Any]) -> Record:
 
 
 def row(step: int, seconds: float = 2.0, loss: float = 3.14159) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "seconds": seconds, "tokens_per_second": 12345.6}
+    return {"step": step, "loss": loss, "seconds": seconds, "tokens_per_second": 12345.6, "learning_rate": 1e-4}
+
+
+def watched(num_steps: int, rows: Callable[[], list[dict[str, Any]]]) -> Watched:
+    return Watched("laptop", [("attention", State.RUN)], "attention", num_steps, lambda: Seen(rows()))
 
 
 def test_the_plan_says_what_learns_and_what_runs_and_why(screen: Screen, plan: Plan) -> None:
@@ -106,7 +112,7 @@ def test_brackets_in_values_and_paths_are_shown_and_are_no_markup(screen: Screen
 
 def test_training_without_a_terminal_prints_its_last_line_once(screen: Screen) -> None:
     rows = [row(step) for step in range(1, 41)]
-    with screen.console.progress(100, lambda: rows):
+    with screen.console.training(watched(100, lambda: rows)):
         pass
     assert screen.lines == ["  step 40/100  loss 3.142  12,346 tokens/s  2m00s left"]
 
@@ -115,7 +121,7 @@ def test_training_without_a_terminal_prints_no_step_twice(screen: Screen, monkey
     monkeypatch.setattr("orchestrator.report.console._POLL_SECONDS", 0.001)
     monkeypatch.setattr("orchestrator.report.console._PLAIN_LINE_SECONDS", 0.0)
     rows = [row(1)]
-    with screen.console.progress(100, lambda: rows):
+    with screen.console.training(watched(100, lambda: rows)):
         time.sleep(0.05)
         rows.append(row(2))
         time.sleep(0.05)
@@ -124,33 +130,35 @@ def test_training_without_a_terminal_prints_no_step_twice(screen: Screen, monkey
 
 def test_what_is_left_is_judged_by_the_last_ten_rows(screen: Screen) -> None:
     rows = [row(step, seconds=100.0) for step in range(1, 11)] + [row(step, seconds=1.0) for step in range(11, 21)]
-    with screen.console.progress(1000, lambda: rows):
+    with screen.console.training(watched(1000, lambda: rows)):
         pass
     assert screen.lines == ["  step 20/1,000  loss 3.142  12,346 tokens/s  16m20s left"]
 
 
 def test_training_that_has_logged_nothing_prints_nothing(screen: Screen) -> None:
-    with screen.console.progress(100, list):
+    with screen.console.training(watched(100, list)):
         pass
     assert screen.text == ""
 
 
 def test_the_line_ends_with_the_training_also_when_it_fails(screen: Screen) -> None:
-    with pytest.raises(KeyError), screen.console.progress(100, lambda: [row(7)]):
+    with pytest.raises(KeyError), screen.console.training(watched(100, lambda: [row(7)])):
         raise KeyError("a worker died")
     assert screen.lines == ["  step 7/100  loss 3.142  12,346 tokens/s  3m06s left"]
 
 
-def test_on_a_terminal_one_line_moves_and_the_last_stays() -> None:
+def test_on_a_terminal_a_view_moves_and_one_line_stays() -> None:
     screen, rows = Screen(is_terminal=True), []
-    with screen.console.progress(100, lambda: rows):
-        rows.append(row(1))
+    with screen.console.training(watched(100, lambda: rows)):
         deadline = time.monotonic() + 10
-        while "step 1/100" not in screen.text and time.monotonic() < deadline:
+        while "starting workers" not in screen.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        rows.append(row(1))
+        while "step 1 of 100" not in screen.text and time.monotonic() < deadline:
             time.sleep(0.01)
         rows.append(row(2, loss=2.5))
-    assert "loading the model" in screen.text
-    assert "step 1/100  loss 3.142" in screen.text
+    assert "starting workers" in screen.text
+    assert "loss 3.142" in screen.text
     assert screen.text.rstrip().endswith("step 2/100  loss 2.500  12,346 tokens/s  3m16s left")
 
 

@@ -27,13 +27,22 @@ SAVE, STOP = replace(GOOD, wishes=Wishes(save=True)), replace(GOOD, wishes=Wishe
 class Training:
     """Steps of an engine whose weight is their number, told to a CheckpointHook as the loop tells them."""
 
-    def __init__(self, folder: Path, every_steps: int | None = None, is_writer: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int | None = None,
+        is_writer: bool = True,
+        keep: int = 20,
+        best: Mapping[int, int] | None = None,
+    ) -> None:
+        """`best` is the best step, from the step on at which it became that."""
         self.events: list[Mapping[str, Any]] = []
         self.kept: list[bool] = []
         """What was asked of the engine and read to its end, and how often."""
-        self.writer = CheckpointWriter(folder, FINGERPRINT, keep=20, max_failures=1, report=self.events.append)
+        self.writer = CheckpointWriter(folder, FINGERPRINT, keep=keep, max_failures=1, report=self.events.append)
         writer = self.writer if is_writer else None
-        self.hook = CheckpointHook(self.state, writer, self.describe, every_steps, NUM_STEPS)
+        self._best = best or {}
+        self.hook = CheckpointHook(self.state, writer, self.describe, every_steps, NUM_STEPS, self.best)
         self.progress = Progress()
 
     def state(self, keep: bool) -> StateStream:
@@ -44,6 +53,9 @@ class Training:
     def read(self, keep: bool, parts: Iterable[Part]) -> Iterator[Part]:
         yield from parts
         self.kept.append(keep)
+
+    def best(self) -> int | None:
+        return next((best for since, best in sorted(self._best.items(), reverse=True) if since <= self.progress.step), None)
 
     @staticmethod
     def describe(progress: Progress, numbers: Mapping[str, int | float]) -> Mapping[str, Any]:
@@ -109,3 +121,18 @@ def test_where_there_is_no_writer_the_others_are_helped_and_nothing_is_kept(tmp_
     assert training.steps({2: SAVE}) == [2, 5, 10]
     assert training.kept == [False] * 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_state_is_saved_and_stays_however_many_follow(tmp_path: Path) -> None:
+    training = Training(tmp_path, keep=2, best={3: 3, 9: 9})
+    # A stop is waited for, so that none is left out.
+    assert training.steps(dict.fromkeys((2, 4, 6, 8), STOP), last=8) == [2, 3, 4, 6, 8]
+    training.writer.finish()
+    assert checkpoint_steps(tmp_path) == [3, 6, 8]
+
+
+def test_a_better_one_takes_the_place_of_the_best(tmp_path: Path) -> None:
+    training = Training(tmp_path, keep=2, best={3: 3, 7: 7})
+    assert training.steps(dict.fromkeys((2, 4, 6, 8, 9), STOP), last=9) == [2, 3, 4, 6, 7, 8, 9]
+    training.writer.finish()
+    assert checkpoint_steps(tmp_path) == [7, 8, 9]
