@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,13 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}, which its {_INDEX} lists; fetch the model again")
     return tuple(sorted(set(weight_map.values())))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """All files that make a tokenizer, from one folder to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def base_model_hash(folder: Path) -> str:

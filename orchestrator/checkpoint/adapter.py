@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, write_manifest
-from orchestrator.contents import TOKENIZER_FILES
+from orchestrator.checkpoint.manifest import Origin, check_belongs, check_files, read_manifest, shapes_of, write_manifest
+from orchestrator.contents import copy_tokenizer
 from orchestrator.errors import ModelError, TrainingError
 from orchestrator.model.adapters import ROWS_NAME, weights_name, weights_of, write_config
 from orchestrator.model.loading import load_config
@@ -35,15 +35,9 @@ def write_adapter(
     weights = temporary / weights_name(adaptation)
     save_file(tensors, weights, metadata={"format": "pt"})
     write_config(adaptation, temporary, base, _new_rows(tensors, base))
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, temporary / name)
+    copy_tokenizer(tokenizer, temporary)
     verify_written(weights, tensors)
-    shapes = {
-        key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for key, tensor in tensors.items()
-    }
-    write_manifest(temporary, origin, shapes)
+    write_manifest(temporary, origin, shapes_of(tensors))
     sync_files(temporary)
     temporary.rename(folder)
     sync_folder(folder.parent)

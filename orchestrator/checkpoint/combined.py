@@ -1,14 +1,13 @@
 """One adapter from several of the same base."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from orchestrator.checkpoint.inventory import Described, verify
-from orchestrator.checkpoint.manifest import Origin, check_belongs, write_manifest
-from orchestrator.contents import TOKENIZER_FILES
+from orchestrator.checkpoint.manifest import Origin, check_belongs, shapes_of, write_manifest
+from orchestrator.contents import copy_tokenizer
 from orchestrator.errors import ModelError
 from orchestrator.model.adapters import weights_of
 from orchestrator.model.adapters.several import How, SeveralAdapters
@@ -42,9 +41,7 @@ def combine(weights: Mapping[Path, float], how: How, density: float | None, out:
     several.combine("combined", dict(zip(names, weights.values(), strict=True)), how, density)
     out.parent.mkdir(parents=True, exist_ok=True)
     several.save("combined", out)
-    for name in TOKENIZER_FILES:
-        if (found[0].folder / name).is_file():
-            shutil.copyfile(found[0].folder / name, out / name)
+    copy_tokenizer(found[0].folder, out)
     (out / "README.md").unlink(missing_ok=True)
     _write_manifest(out, found, weights, how, density)
 
@@ -68,10 +65,7 @@ def _write_manifest(
     }
     origin = found[0].manifest.origin
     own = sha256_value({"parents": parents, "weights": list(weights.values()), "how": how, "density": density})
-    shapes = {
-        key: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for key, tensor in load_file(weights_of(out)).items()
-    }
+    shapes = shapes_of(load_file(weights_of(out)))
     write_manifest(
         out, Origin("combined", own, parents, origin.base_name, origin.base_hash, origin.tokenizer_hash, 0), shapes
     )

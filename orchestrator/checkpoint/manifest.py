@@ -1,12 +1,16 @@
 """What an adapter folder says about itself: what it holds, and on which base and tokenizer it was learned."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.contents import base_model_hash, tokenizer_hash
 from orchestrator.errors import ModelError
 from orchestrator.store import read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -35,6 +39,14 @@ class Manifest:
     files: dict[str, str]
     """sha256 by name."""
     format: int = MANIFEST_FORMAT
+
+
+def shapes_of(tensors: "Mapping[str, Tensor]") -> dict[str, dict[str, Any]]:
+    """Of each tensor, as a manifest has them."""
+    return {
+        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in tensors.items()
+    }
 
 
 def write_manifest(folder: Path, origin: Origin, tensors: dict[str, dict[str, Any]]) -> None:

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.checkpoint.adapter import verify_written
-from orchestrator.checkpoint.manifest import Origin, write_manifest
-from orchestrator.contents import TOKENIZER_FILES
+from orchestrator.checkpoint.manifest import Origin, shapes_of, write_manifest
+from orchestrator.contents import copy_tokenizer
 from orchestrator.model.shards import assign_shards, write_index
 from orchestrator.store import sync_files, sync_folder
 
@@ -42,11 +42,7 @@ def write_whole_model(
         verify_written(temporary / file, tensors)
     write_index(temporary, shards, sizes)
     copy_beside_weights(*beside, temporary)
-    shapes = {
-        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for name, tensor in layout.items()
-    }
-    write_manifest(temporary, origin, shapes)
+    write_manifest(temporary, origin, shapes_of(layout))
     sync_files(temporary)
     temporary.rename(folder)
     sync_folder(folder.parent)
@@ -57,6 +53,4 @@ def copy_beside_weights(base: Path, tokenizer: Path, folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+    copy_tokenizer(tokenizer, folder)
