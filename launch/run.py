@@ -20,7 +20,7 @@ from orchestrator.compose import CONFIG_NAME, RECIPES_FOLDER, compose, sweep
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, RecipeError
 from orchestrator.pipeline import run_pipeline
 from orchestrator.report.console import Console
-from orchestrator.sweep import run_sweep
+from orchestrator.sweep import run_sweep, swept_recipes
 
 
 def run(words: Sequence[str]) -> None:
@@ -42,13 +42,9 @@ def run_all(words: Sequence[str]) -> None:
     """The same for every combination of words that have several values."""
     with _explained():
         asked = sweep(words)
-        is_plain = "ui=plain" in words
-        run_sweep(
-            asked.combinations,
-            asked.swept,
-            Console(is_plain=is_plain),
-            shlex.join(["python", "launch/run.py", "-m", *words]),
-        )
+        recipes = swept_recipes(asked.combinations)
+        command = shlex.join(["python", "launch/run.py", "-m", *words])
+        run_sweep(recipes, asked.names, Console(is_plain=recipes[0].ui == "plain"), command)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from orchestrator.checkpoint.manifest import Origin
 from orchestrator.contents import base_model_hash, tokenizer_hash
 from orchestrator.data.choice import Choice, Split
 from orchestrator.data.part import Preparation
+from orchestrator.data.prepare import find_prepared
+from orchestrator.data.summary import Summary, read_summary
 from orchestrator.plan.inputs import Inputs
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.run_root import RunRoot
@@ -108,6 +110,22 @@ def held_out_preparations(recipe: Recipe, inputs: Inputs, tokenizer: Path) -> di
             continue
         choice = _choice(recipe, _split(recipe, "held_out") if name == "validation" else None)
         found[name] = Preparation("held_out", tokenizer, name, files, window, choice=choice)
+    return found
+
+
+def prepared_data(recipe: Recipe, inputs: Inputs, root: RunRoot, plan: Plan) -> dict[str, Summary]:
+    """What is known of the data of each training stage: where its tokenizer is there and it was tokenized before."""
+    found: dict[str, Summary] = {}
+    for planned in plan.stages:
+        if not isinstance(planned.stage, TrainStage):
+            continue
+        maker = plan.tokenizer_of(planned)
+        if maker and not maker.record:
+            continue
+        tokenizer = data_sources_of(root, inputs, plan, planned).tokenizer
+        known = find_prepared(preparation(recipe, inputs, planned, tokenizer), root.local) if tokenizer.is_dir() else None
+        if known and (summary := read_summary(known[0])):
+            found[planned.name] = summary
     return found
 
 

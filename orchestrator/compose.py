@@ -68,6 +68,11 @@ class Sweep:
     swept: list[str]
     """The keys that vary."""
 
+    @property
+    def names(self) -> list[str]:
+        """Of each combination, the words that vary."""
+        return [", ".join(word for word in words if word.partition("=")[0] in self.swept) for words in self.combinations]
+
 
 def sweep(words: Sequence[str]) -> Sweep:
     """Every combination of words that name several values, `a=1,2` or `b=range(1,4)`; RecipeError where none does."""

@@ -127,9 +127,10 @@ def _preflight_alone(planned: Planned, found: Preflight, devices: Devices) -> No
 
 def _trained(planned: Planned) -> dict[str, TrainStage]:
     """The stages that workers train, by name, and of several recipes by theirs."""
-    found = {}
-    for run, plan in planned:
-        prefix = f"{run.recipe.name} " if len({each.recipe.name for each, _ in planned}) > 1 else ""
+    found: dict[str, TrainStage] = {}
+    for number, (run, plan) in enumerate(planned, start=1):
+        # A sweep's recipes have one name.
+        prefix = f"{run.recipe.name} {number} " if len(planned) > 1 else ""
         found |= {f"{prefix}{each.name}": each.stage for each in plan.to_run if isinstance(each.stage, TrainStage)}
     return found
 

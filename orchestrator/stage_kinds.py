@@ -1,7 +1,7 @@
 """How each kind of stage is run: what it is made from, and its body on the cluster."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from orchestrator.report.console import Console
 from orchestrator.report.live import Seen, Watched
 from orchestrator.report.model_card import Given, model_card
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import EvaluationStage, ExportStage, Recipe, TrainStage, VocabularyStage
+from orchestrator.schema import EvaluationStage, ExportStage, LocalCluster, Recipe, TrainStage, VocabularyStage
 from orchestrator.stages import bodies
 from orchestrator.stages.assignment import HeldOut, results_file
 from orchestrator.stages.exchange import DATA_NAME, Exchange
@@ -181,6 +181,9 @@ def run_evaluation(run: Run, plan: Plan, planned: PlannedStage, size: Size) -> d
     def prepare(preparation: Preparation) -> Path:
         return _prepared(run, exchange, preparation)[0]
 
+    if isinstance(run.recipe.cluster, LocalCluster):
+        # Nobody else is at work on this machine.
+        size = replace(size, cpus=size.cpus * max(size.allowed))
     assignment = evaluating(run.recipe, run.inputs, run.root, plan, planned, prepare, size.cpus)
     if stage.task_folder:
         # The process that reads it need not begin where this one did.

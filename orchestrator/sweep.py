@@ -13,10 +13,8 @@ _ALIKE = ("run_root", "cluster", "workers", "zero", "recovery", "preflight", "tr
 """Words of a command, of which one serves all of them."""
 
 
-def run_sweep(combinations: Sequence[Sequence[str]], swept: Sequence[str], console: Console, command: str) -> list[Plan]:
-    """`swept` are the words of which there are several values; RecipeError lists what is wrong with any combination."""
-    recipes = _recipes(combinations)
-    names = [", ".join(word for word in words if word.partition("=")[0] in swept) for words in combinations]
+def run_sweep(recipes: Sequence[Recipe], names: Sequence[str], console: Console, command: str) -> list[Plan]:
+    """`names` say of each recipe in what it differs. RecipeError where two of them are the same."""
     plans = run_pipelines(recipes, console, command, lambda plans: _show(console, names, plans))
     if recipes[0].preflight == "first":
         console.show_table(*_table(names, plans))
@@ -24,7 +22,8 @@ def run_sweep(combinations: Sequence[Sequence[str]], swept: Sequence[str], conso
     return plans
 
 
-def _recipes(combinations: Sequence[Sequence[str]]) -> list[Recipe]:
+def swept_recipes(combinations: Sequence[Sequence[str]]) -> list[Recipe]:
+    """One for each; RecipeError lists what is wrong with any of them, or what does not go with a sweep."""
     recipes, problems = [], []
     for words in combinations:
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +19,6 @@ _RECENT = 10
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE = 40
 """Characters that the loss is drawn in."""
-_SAMPLE = 100
-"""Characters of a sample that are shown."""
 _MARKS = {State.DONE: ("✓", "green"), State.RUN: ("·", "dim"), State.RESUME: ("·", "cyan"), State.SKIP: ("–", "dim")}
 
 
@@ -66,13 +65,22 @@ def live_view(watched: Watched) -> RenderableType:
         parts.append(Text(f"  {_before_first_step(seen)}", "dim"))
         return Group(*parts)
     step = seen.rows[-1]["step"]
-    bar = Table.grid(padding=(0, 1))
-    bar.add_row("", ProgressBar(watched.num_steps, step, width=_CURVE), f"step {step:,} of {watched.num_steps:,}")
-    bar.add_row("", Text(_curve([row["loss"] for row in seen.rows]), "cyan"), f"loss {seen.rows[-1]['loss']:.3f}")
-    parts += [bar, _numbers(seen, watched.num_steps)]
+    bar = Table.grid(padding=(0, 2))
+    line = ProgressBar(watched.num_steps, step, width=_CURVE, complete_style="green")
+    bar.add_row(line, f"step {step:,} of {watched.num_steps:,}")
+    bar.add_row(Text(_curve([row["loss"] for row in seen.rows]), "cyan"), f"loss {seen.rows[-1]['loss']:.3f}")
+    parts += [
+        Padding(bar, (0, 0, 0, 2)),
+        *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in _numbers(seen, watched.num_steps)),
+    ]
     if seen.evaluations and (samples := seen.evaluations[-1].get("samples")):
-        parts += [Text(f"  {each['prompt']} → {each['text']}"[:_SAMPLE].replace("\n", " "), "dim") for each in samples]
+        parts += [_sample(each) for each in samples]
     return Group(*parts)
+
+
+def _sample(sample: Mapping[str, str]) -> Text:
+    line = f"  {sample['prompt']} → {sample['text']}".replace("\n", " ")
+    return Text(line, "dim", no_wrap=True, overflow="ellipsis")
 
 
 def _pipeline(watched: Watched) -> Text:
@@ -90,15 +98,12 @@ def _before_first_step(seen: Seen) -> str:
     return "first step" if learns else "loading the model" if attempts else "starting workers"
 
 
-def _numbers(seen: Seen, num_steps: int) -> Table:
-    table = Table.grid(padding=(0, 3))
+def _numbers(seen: Seen, num_steps: int) -> list[str]:
     last = seen.rows[-1]
     used = f"{last['flops_utilisation']:.0%} of peak" if "flops_utilisation" in last else ""
-    table.add_row(
-        "", _speed(seen.rows), used, f"{_left(seen, num_steps)} left", f"learning rate {last['learning_rate']:.2g}"
-    )
-    table.add_row("", *[text for text in (_saved(seen), _restarts(seen), _held_out(seen)) if text])
-    return table
+    pace = (_speed(seen.rows), used, f"{_left(seen, num_steps)} left", f"learning rate {last['learning_rate']:.2g}")
+    lines = [pace, (_saved(seen), _restarts(seen)), (_held_out(seen),)]
+    return [line for parts in lines if (line := " · ".join(part for part in parts if part))]
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -133,12 +138,13 @@ def _held_out(seen: Seen) -> str:
 
 
 def _curve(values: Sequence[float]) -> str:
-    """The losses, thinned out to the width, from the least to the most."""
+    """The losses over the width, from the least to the most."""
     finite = [value for value in values if value == value and abs(value) != float("inf")]
     if not finite:
         return ""
-    every = max(1, -(-len(finite) // _CURVE))
-    means = [sum(part) / len(part) for part in (finite[at : at + every] for at in range(0, len(finite), every))]
+    ends = [max(1, round((place + 1) * len(finite) / _CURVE)) for place in range(_CURVE)]
+    parts = [finite[min(first, end - 1) : end] for first, end in zip((0, *ends), ends, strict=False)]
+    means = [sum(part) / len(part) for part in parts]
     least, most = min(means), max(means)
     scale = (len(_BARS) - 1) / (most - least) if most > least else 0.0
     return "".join(_BARS[round((value - least) * scale)] for value in means)

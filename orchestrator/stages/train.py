@@ -95,23 +95,16 @@ def run_train(assignment: TrainAssignment, link: Link) -> TrainEnding:
         record.summary.update(held_out=after, trainable=trainable)
     link.beat(progress.step, "saving")
     save_learned(assignment, replace(assignment.origin, step=kept), engine, model, run.rank)
-    with transferring(assignment, link, progress.step, "saving"):
-        if run.rank == 0:
-            results: Results = {
-                "steps": progress.step,
-                "kept_step": kept,
-                "trainable": trainable,
-                "parameters": total,
-                "tokens": progress.tokens,
-                "peak_memory_bytes": peak_memory_bytes(),
-                "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
-                "evaluations": evaluations.rows,
-                "workers": run.num_workers,
-                "zero": assignment.zero,
-            }
-            write_json(results_file(assignment.folder), results)
-            hand_over(assignment)
-        dist.barrier()
+    results: Results = {
+        "steps": progress.step,
+        "kept_step": kept,
+        "trainable": trainable,
+        "parameters": total,
+        "tokens": progress.tokens,
+        "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
+        "evaluations": evaluations.rows,
+    }
+    _leave(run, progress, results)
     return TrainEnding(progress.step, completed=True)
 
 
@@ -205,6 +198,17 @@ def _utilisation(run: _Run, engine: Engine) -> Utilisation:
     dist.all_reduce(peak)
     flops = step_flops(run.model, assignment.stage.resources.gradient_checkpointing)
     return Utilisation(flops, run.batches.rows.seen, peak.item())
+
+
+def _leave(run: _Run, progress: Progress, results: Results) -> None:
+    """Results for the driver, and what the store is to have; all ranks call it."""
+    assignment = run.assignment
+    with transferring(assignment, run.link, progress.step, "saving"):
+        if run.rank == 0:
+            own = {"peak_memory_bytes": peak_memory_bytes(), "workers": run.num_workers, "zero": assignment.zero}
+            write_json(results_file(assignment.folder), results | own)
+            hand_over(assignment)
+        dist.barrier()
 
 
 @dataclass(frozen=True)

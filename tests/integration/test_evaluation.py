@@ -213,6 +213,53 @@ def test_exported_adapter_and_model_have_a_card(finished: Finished) -> None:
     assert PeftModel.from_pretrained(base, str(finished.stage("export") / "adapter"))
 
 
+def test_the_plan_of_what_is_done_knows_its_data(finished: Finished) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "plan.py"), *words(finished.folder), "--json"]
+    told = subprocess.run(command, cwd=finished.folder, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0, told.stderr
+    stages = {stage["name"]: stage for stage in json.loads(told.stdout)["stages"]}
+    assert {stage["state"] for stage in stages.values()} == {"DONE"}
+    assert stages["embeddings"]["data"]["documents"] == 626
+    assert stages["embeddings"]["data"]["tokens"] > 1_000_000
+    assert stages["instruct"]["data"]["documents"] == 1000
+
+
+def report(finished: Finished, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch" / "report.py"), *arguments]
+    return subprocess.run(command, cwd=finished.folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_report_sums_up_the_run_on_one_page(finished: Finished) -> None:
+    told = report(finished, "runs")
+    assert told.returncode == 0, told.stderr
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    names = ("vocabulary", "embeddings", "attention", "instruct", "export", "evaluate")
+    for name in names:
+        folder = finished.stage(name).name
+        assert f'id="{folder}"' in page
+        assert folder in told.stdout
+    for text in (*PROMPTS, "two_questions: acc", "tokens per character before", "the state of step 4 was kept", "stage=all"):
+        assert text in page, text
+    after = finished.results("instruct")["held_out"]["validation"]["after"]["bits_per_byte"]
+    assert f"{after:.3f}" in page
+    assert f"{after:.3f}" in told.stdout
+    assert "6 of 6 stages done" in told.stdout
+    assert page.count("<polyline") >= 3 * 5
+
+
+def test_two_stages_named_together_are_compared(finished: Finished) -> None:
+    one, other = (f"runs/{finished.stage(name).name}" for name in ("embeddings", "instruct"))
+    told = report(finished, one, other, "--out", "both.html")
+    assert told.returncode == 0, told.stderr
+    page = (finished.folder / "both.html").read_text(encoding="utf-8")
+    assert "What differs" in page
+    assert "The same stage: " in page
+    assert "only in one of them" in told.stdout
+    missing = report(finished, "nowhere")
+    assert missing.returncode == 2
+    assert "nowhere" in missing.stderr
+
+
 def test_a_run_that_was_killed_keeps_the_same_state_and_measures_the_same(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(
         finished.folder / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("embeddings-*", "a*", "i*", "e*")

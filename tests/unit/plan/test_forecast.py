@@ -86,3 +86,11 @@ def test_planning_loads_no_torch(small: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("word", ["--workers=0", "--workers=two", "--efficiency=0", "--efficiency=1.5", "--efficiency=most"])
+def test_numbers_that_make_no_sense_are_refused(small: list[str], word: str) -> None:
+    done = run(*small, word)
+    assert done.returncode == 2
+    assert word.partition("=")[2] in done.stderr.splitlines()[-1]
+    assert "give" in done.stderr.splitlines()[-1]
