@@ -75,8 +75,10 @@ def look_at_root(root: RunRoot) -> Preflight:
 
 def look_here(planned: Planned) -> Preflight:
     """What can be known on this machine, before Ray is started."""
-    run, _ = planned[0]
+    run, plan = planned[0]
     found = look_at_root(run.root)
+    # Had they not, there would be no plan.
+    found.checked.insert(0, ("recipe", f"{len(plan.stages)} stages fit the base, its tokenizer and each other"))
     for number, (each, plan) in enumerate(planned):
         if number == 0 or each.inputs.data != run.inputs.data:
             _look_at_data(each, plan, found)
@@ -97,7 +99,8 @@ def look_there(planned: Planned, devices: Size, nodes: Mapping[str, Facts]) -> P
     if devices.gpus and (without := [node for node, facts in nodes.items() if not facts.devices]):
         found.warnings.append(f"nodes {', '.join(without)}: nvidia-smi shows no device there; see to the driver")
     workers = max(devices.allowed)
-    for each, plan in planned:
+    # Of nodes that gave no answer something worse is said.
+    for each, plan in planned if nodes else ():
         for forecast in _forecasts(each, plan, workers, bool(devices.gpus)):
             _look_at_memory(forecast, run.recipe.zero, -(-workers // len(nodes)), nodes, found)
     return found
@@ -173,14 +176,16 @@ def _look_at_disk(planned: Planned, found: Preflight) -> None:
     run, _ = planned[0]
     if run.root.url:
         return
-    kept = checkpoints = 0
+    left: dict[Path, int] = {}
+    checkpoints = 0
     for each, plan in planned:
         forecasts = _forecasts(each, plan, 1, False)
-        kept += sum(forecast.artifact_bytes for forecast in forecasts)
+        # What several recipes share is left once.
+        left |= {plan.named(forecast.name).folder: forecast.artifact_bytes for forecast in forecasts}
         # One is written beside those that are kept.
         most = max((forecast.checkpoint_bytes for forecast in forecasts), default=0)
         checkpoints = max(checkpoints, most * (each.recipe.checkpoint.keep + 1))
-    free = free_bytes(run.root.local)
+    kept, free = sum(left.values()), free_bytes(run.root.local)
     if kept + checkpoints > free:
         found.problems.append(
             f"run_root: {run.root.local} has {size(free)} free, and the stages to run leave {size(kept)} and up to "

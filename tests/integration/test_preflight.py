@@ -35,7 +35,16 @@ def test_preflight_alone_takes_a_dry_step_and_leaves_nothing(tmp_path: Path) -> 
     ]
     completed = run_command(asked, tmp_path)
     assert completed.returncode == 0, completed.stdout + completed.stderr
-    for said in ("run root", "data", "disk", "wandb", "node", "memory of embeddings", "memory of attention"):
+    for said in (
+        "5 stages fit the base",
+        "run root",
+        "data",
+        "disk",
+        "wandb",
+        "node",
+        "memory of embeddings",
+        "memory of attention",
+    ):
         assert said in completed.stdout
     assert "none yet: vocabulary has to make its base first" in completed.stdout
     assert "nothing stands in the way" in completed.stdout
