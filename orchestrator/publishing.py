@@ -15,7 +15,7 @@ from orchestrator.lease import Lease
 from orchestrator.run_root import RunRoot
 from orchestrator.store import write_bytes
 from orchestrator.tracking.ledger import LEDGER_NAME, Ledger
-from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
+from orchestrator.tracking.metrics import METRICS_NAME, GrowingMetrics, read_metrics
 
 _PUBLISH_SECONDS = 5.0
 """Between two uploads of a ledger, at least."""
@@ -79,12 +79,13 @@ class Numbers:
     def __init__(self, root: RunRoot, stage_folder: Path) -> None:
         self._root = root
         self._here = stage_folder / METRICS_NAME
+        self._growing = GrowingMetrics(self._here)
         self._from_elsewhere = stage_folder / "logs" / METRICS_NAME
         self._from_elsewhere.unlink(missing_ok=True)
         self._looked = time.monotonic()
 
     def rows(self) -> list[dict[str, Any]]:
-        here = read_metrics(self._here)
+        here = self._growing.rows()
         if self._root.url is None:
             return here
         if time.monotonic() - self._looked > _LOOK_SECONDS:

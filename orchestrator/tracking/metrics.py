@@ -6,9 +6,10 @@ A line counts once its newline is on disk: what a killed process wrote of its la
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from orchestrator.errors import DataError
 from orchestrator.store import write_bytes
@@ -43,6 +44,35 @@ class MetricsFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class GrowingMetrics:
+    """The rows of a file that somebody writes: each is read once, however often one looks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        self._file, self._read = 0, 0
+        """Which file it was, since a resumed run puts another in its place, and how many bytes of it are known."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As `read_metrics` gives them."""
+        try:
+            with self._path.open("rb") as file:
+                return list(self._with_new(file))
+        except FileNotFoundError:
+            return []
+
+    def _with_new(self, file: BinaryIO) -> list[dict[str, Any]]:
+        status = os.fstat(file.fileno())
+        if status.st_ino != self._file or status.st_size < self._read:
+            self._rows, self._file, self._read = [], status.st_ino, 0
+        file.seek(self._read)
+        *complete, _ = file.read().split(b"\n")
+        for line in complete:
+            self._rows.append(_row(line, self._path, len(self._rows) + 1))
+            self._read += len(line) + 1
+        return self._rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.errors import DataError
 from orchestrator.tracking import MetricsFile, read_metrics
+from orchestrator.tracking.metrics import METRICS_NAME, GrowingMetrics
 
 
 @pytest.fixture
@@ -112,3 +113,42 @@ def test_a_bad_line_elsewhere_is_named(path: Path, line: str) -> None:
 def test_a_row_without_a_step_is_refused(path: Path) -> None:
     with MetricsFile(path) as metrics, pytest.raises(AssertionError, match="step"):
         metrics.write({"loss": 1.0})
+
+
+def test_rows_of_a_file_that_grows_are_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_NAME
+    growing = GrowingMetrics(path)
+    assert growing.rows() == []
+    with MetricsFile(path) as file:
+        for step in (1, 2, 3):
+            file.write({"step": step, "loss": math.nan if step == 2 else float(step)})
+            assert repr(growing.rows()) == repr(read_metrics(path))
+    # A line counts once it is whole.
+    with path.open("ab") as torn:
+        torn.write(b'{"step": 4,')
+    assert [row["step"] for row in growing.rows()] == [1, 2, 3]
+    with path.open("ab") as whole:
+        whole.write(b' "loss": 4.0}\n')
+    assert [row["step"] for row in growing.rows()] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_takes_rows_back(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_NAME
+    growing = GrowingMetrics(path)
+    with MetricsFile(path) as file:
+        for step in (1, 2, 3, 4):
+            file.write({"step": step, "loss": 1.0})
+    assert len(growing.rows()) == 4
+    with MetricsFile(path, keep_through_step=2) as file:
+        assert [row["step"] for row in growing.rows()] == [1, 2]
+        file.write({"step": 3, "loss": 2.0})
+        assert [row["loss"] for row in growing.rows()] == [1.0, 1.0, 2.0]
+
+
+def test_what_is_handed_out_is_not_what_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_NAME
+    growing = GrowingMetrics(path)
+    with MetricsFile(path) as file:
+        file.write({"step": 1, "loss": 1.0})
+        growing.rows().clear()
+        assert len(growing.rows()) == 1
