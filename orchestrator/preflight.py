@@ -96,9 +96,15 @@ def look_there(planned: Planned, devices: Size, nodes: Mapping[str, Facts]) -> P
             check_compiler(devices)
     except OrchestratorError as error:
         found.problems.append(str(error))
-    if devices.gpus and (without := [node for node, facts in nodes.items() if not facts.devices]):
-        found.warnings.append(f"nodes {', '.join(without)}: nvidia-smi shows no device there; see to the driver")
+    for node, facts in nodes.items():
+        if facts.counted and not facts.devices:
+            found.warnings.append(
+                f"node {node}: Ray counts {facts.counted} GPUs, and nvidia-smi shows none; see to the driver"
+            )
     workers = max(devices.allowed)
+    if devices.gpus:
+        # A head without a device trains nothing.
+        nodes = {node: facts for node, facts in nodes.items() if facts.devices}
     # Of nodes that gave no answer something worse is said.
     for each, plan in planned if nodes else ():
         for forecast in _forecasts(each, plan, workers, bool(devices.gpus)):

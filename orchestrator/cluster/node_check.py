@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def look_around(expected: Expected) -> tuple[Facts, list[str]]:
 
 
 def _ask_all(expected: Expected) -> tuple[dict[str, Facts], list[str]]:
-    asked = {}
+    asked, counted = {}, {}
     for node in ray.nodes():
         # A head without work of its own never runs a rank, and need not see anything.
         if node["Alive"] and node["Resources"].get("CPU", 0) >= 1:
@@ -71,12 +71,14 @@ def _ask_all(expected: Expected) -> tuple[dict[str, Facts], list[str]]:
             }
             task = ray.remote(**options)(look_around)
             asked[task.remote(expected)] = node["NodeManagerAddress"]
+            counted[node["NodeManagerAddress"]] = int(node["Resources"].get("GPU", 0))
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS) if asked else ([], [])
     problems = [f"node {asked[ref]}: did not answer for {_SECONDS} seconds" for ref in late]
     facts: dict[str, Facts] = {}
     for ref in ready:
         try:
-            facts[asked[ref]], found = ray.get(ref)
+            there, found = ray.get(ref)
+            facts[asked[ref]] = replace(there, counted=counted[asked[ref]])
             problems += [f"node {asked[ref]}: {problem}" for problem in found]
         except ray.exceptions.RayTaskError as error:
             problems.append(f"node {asked[ref]}: {cause_of(error)}")

@@ -28,6 +28,8 @@ class Facts:
     """Memory of the smallest."""
     driver: str = ""
     nccl: str = ""
+    counted: int = 0
+    """GPUs that Ray counts there."""
 
     def __str__(self) -> str:
         free = (
@@ -64,8 +66,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def unlike(facts: dict[str, Facts]) -> list[str]:
-    """What differs between nodes that train together; a line for each that is not as the first."""
-    first, *others = facts or [""]
+    """What differs between nodes whose devices train together; a line for each that is not as the first. A head without a
+    device takes no part in that."""
+    first, *others = [node for node, each in facts.items() if each.devices] or [""]
     found = []
     for node in others:
         for what in ("driver", "nccl"):
