@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def ask(
     except ImportError as error:
         raise RecipeError(f"tasks: need the lm-evaluation-harness ({error}); {_REMEDY}") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = tasks_of.TaskManager(include_path=str(folder) if folder else None)
+    manager = _manager(tasks_of.TaskManager, folder, has_known=False) if folder else None
+    if manager is None or any(task not in manager.all_tasks for task in tasks):
+        manager = _manager(tasks_of.TaskManager, folder, has_known=True)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         where = f"neither the harness nor {folder} has" if folder else "the harness has not"
         raise RecipeError(f"tasks: {', '.join(unknown)}: {where} such a task; see `lm_eval ls tasks`")
@@ -49,6 +52,12 @@ def ask(
     )
     assert asked
     return {task: _metrics(found) for task, found in asked["results"].items()}
+
+
+@cache
+def _manager(make: Callable[..., Any], folder: Path | None, has_known: bool) -> Any:
+    """Once for all models: to look through the thousands of tasks that are known takes seconds."""
+    return make(include_path=str(folder) if folder else None, include_defaults=has_known)
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float]:

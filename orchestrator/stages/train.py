@@ -234,7 +234,10 @@ def _recorded(run: _Run, progress: Progress, utilisation: Utilisation) -> Iterat
     exit_code = 1
 
     def tell(rows: Sequence[Row]) -> None:
-        write_evaluations(assignment.folder / EVALUATIONS_NAME, rows)
+        path = assignment.folder / EVALUATIONS_NAME
+        # Also of none, where a run that was killed had measured what is measured again.
+        if rows or path.exists():
+            write_evaluations(path, rows)
         # Those of an earlier attempt are there already.
         if rows and rows[-1]["step"] > progress.step:
             named = {f"{text}/{name}": value for text, each in rows[-1]["held_out"].items() for name, value in each.items()}
