@@ -14,10 +14,10 @@ from pathlib import Path
 # The project also runs from a checkout that was never installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, RecipeError
 from orchestrator.report.console import Console
 from orchestrator.report.diff import StageDifference, differences
-from orchestrator.report.page import held_out_table, page
+from orchestrator.report.page import GENERATOR, held_out_table, page
 from orchestrator.report.story import Story
 from orchestrator.report.words import duration
 from orchestrator.retrospect import stories
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
+        _check_free(options.out)
         told = stories(options.place)
         other = stories(options.other) if options.other else []
     except OrchestratorError as error:
@@ -46,6 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     _show(everything, unlike, console)
     console.say(f"written to {options.out}")
     return 0
+
+
+def _check_free(out: Path) -> None:
+    """RecipeError where something else stands that is no page of ours."""
+    if out.exists() and not (out.is_file() and GENERATOR in out.read_text(encoding="utf-8", errors="replace")[:1000]):
+        raise RecipeError(f"{out}: is there already, and is no report; give another --out")
 
 
 def _summary(told: Sequence[Story]) -> str:

@@ -79,10 +79,8 @@ def _models(inputs: Inputs, root: RunRoot, plan: Plan, planned: PlannedStage) ->
 
 def _manner(plan: Plan, name: str) -> Manner:
     """As the last stage put it that taught the model to answer; what has not been taught goes on with text."""
-    manner: Manner = "plain"
-    for entry in plan.stages if name in {entry.name for entry in plan.stages} else ():
-        if isinstance(entry.stage, TrainStage) and entry.stage.objective == "answers":
-            manner = entry.stage.template
-        if entry.name == name:
-            break
-    return manner
+    # The user's own base is no stage.
+    number = next((entry.number for entry in plan.stages if entry.name == name), -1)
+    stages = [entry.stage for entry in plan.stages[: number + 1]]
+    taught = [stage.template for stage in stages if isinstance(stage, TrainStage) and stage.objective == "answers"]
+    return taught[-1] if taught else "plain"

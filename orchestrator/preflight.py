@@ -19,7 +19,7 @@ from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.shape import shape_of
 from orchestrator.report.words import duration, size
 from orchestrator.run_root import RunRoot
-from orchestrator.schema import LocalCluster, Recipe, TrainStage, WandbTracking
+from orchestrator.schema import ExportStage, LocalCluster, MergeStage, Recipe, TrainStage, VocabularyStage, WandbTracking
 from orchestrator.stage_kinds import Devices, Run
 from orchestrator.stages.assignment import DryStep, TrainAssignment
 from orchestrator.tracking.login import is_logged_in
@@ -75,10 +75,10 @@ def look_at_root(root: RunRoot) -> Preflight:
 
 def look_here(planned: Planned) -> Preflight:
     """What can be known on this machine, before Ray is started."""
-    run, plan = planned[0]
+    run, first = planned[0]
     found = look_at_root(run.root)
     # Had they not, there would be no plan.
-    found.checked.insert(0, ("recipe", f"{len(plan.stages)} stages fit the base, its tokenizer and each other"))
+    found.checked.insert(0, ("recipe", f"{len(first.stages)} stages fit the base, its tokenizer and each other"))
     for number, (each, plan) in enumerate(planned):
         if number == 0 or each.inputs.data != run.inputs.data:
             _look_at_data(each, plan, found)
@@ -188,6 +188,7 @@ def _look_at_disk(planned: Planned, found: Preflight) -> None:
         forecasts = _forecasts(each, plan, 1, False)
         # What several recipes share is left once.
         left |= {plan.named(forecast.name).folder: forecast.artifact_bytes for forecast in forecasts}
+        left |= {entry.folder: _whole_model_bytes(each) for entry in plan.to_run if _leaves_whole_model(entry)}
         # One is written beside those that are kept.
         most = max((forecast.checkpoint_bytes for forecast in forecasts), default=0)
         checkpoints = max(checkpoints, most * (each.recipe.checkpoint.keep + 1))
@@ -202,13 +203,28 @@ def _look_at_disk(planned: Planned, found: Preflight) -> None:
         found.checked.append(("disk", f"{size(free)} free of {size(kept + checkpoints)} needed, prepared data not counted"))
 
 
+def _leaves_whole_model(planned: PlannedStage) -> bool:
+    """Whether it writes the base's weights again."""
+    return isinstance(planned.stage, VocabularyStage | MergeStage) or (
+        isinstance(planned.stage, ExportStage) and planned.stage.merged
+    )
+
+
+def _whole_model_bytes(run: Run) -> int:
+    """Of the base, in 16 bits and without the rows that a vocabulary adds: less than this it will not be."""
+    shape = shape_of(run.inputs.base)
+    assert shape, "the base is here"
+    return 2 * shape.parameters
+
+
 def _look_at_logins(recipe: Recipe, found: Preflight) -> None:
     if isinstance(recipe.tracking, WandbTracking):
         logged_in, mode = is_logged_in(), recipe.tracking.mode
         if mode == "online" and not logged_in:
-            found.problems.append(
-                "tracking.mode: online, but nobody is logged in to wandb here; run `wandb login`, set WANDB_API_KEY, or say "
-                "tracking.mode=auto, which goes without"
+            # No problem: a worker on another machine may be, and nothing of wandb ends a run.
+            found.warnings.append(
+                "tracking.mode: online, but nobody is logged in to wandb here; run `wandb login` or set WANDB_API_KEY, or "
+                "it runs offline"
             )
         else:
             is_online = logged_in and mode != "offline"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import assign
 from orchestrator.cluster.overseer import Overseer
-from orchestrator.cluster.sizing import Size, check_compiler
+from orchestrator.cluster.sizing import Size
 from orchestrator.contents import stated_license
 from orchestrator.data.part import Preparation
 from orchestrator.data.prepare import IDLE_CPUS, find_prepared, preparation_progress, prepared_key
@@ -84,7 +84,6 @@ def prepare_all(run: Run, plan: Plan) -> None:
 def run_train(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, overseer: Overseer) -> dict[str, Any]:
     from orchestrator.cluster.recovery import train_with_recovery  # noqa: PLC0415
 
-    check_compiler(devices.size)
     sources = assign.sources_of(run.root, run.inputs, plan, planned)
     # What the workers are told depends on it, so it is needed on this machine, too.
     sources.exchange.bring()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator import assign
 from orchestrator.cluster.overseer import Overseer
@@ -25,9 +25,6 @@ from orchestrator.stage_kinds import Devices, Run, run_evaluation, run_export, r
 from orchestrator.stages import bodies
 from orchestrator.tracking.ledger import LEDGER_NAME, Ledger, read_ledger, summarize
 from orchestrator.tracking.metrics import METRICS_NAME, read_metrics
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_stage(run: Run, plan: Plan, planned: PlannedStage, devices: Devices, lease: Lease) -> Record:

@@ -1,6 +1,7 @@
 """The README is true: its map is the tree, its words are the recipe's, and its example recipe composes."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_every_command_of_the_readme_composes() -> None:
     commands += re.findall(r'make run ARGS="([^"]+)"', text)
     assert len(commands) >= 3
     for command in commands:
-        compose(command.split())
+        compose(shlex.split(command))
 
 
 def test_the_example_recipe_composes(tmp_path: Path) -> None:

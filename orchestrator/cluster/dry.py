@@ -19,4 +19,7 @@ def dry_step(assignment: TrainAssignment, group: WorkerGroup, recovery: Recovery
         outcome = run_attempt(work, members, Watch(recovery.hang_seconds, lambda: None, lambda event: None))
     finally:
         shutil.rmtree(logs, ignore_errors=True)
-    return outcome.result if isinstance(outcome, Ended) else f"{outcome}"
+    if isinstance(outcome, Ended):
+        return outcome.result
+    remedy = "; lower resources.micro_batch_size, or set resources.gradient_checkpointing=true"
+    return f"{outcome}{remedy if outcome.cause == 'out_of_memory' else ''}"

@@ -18,6 +18,8 @@ from orchestrator.report.story import Story
 from orchestrator.report.variants import variants
 from orchestrator.report.words import duration, size
 
+GENERATOR = "orchestrator launch/report.py"
+"""By this a page of ours is known, which the next may replace."""
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _CURVES = (
     ("learning rate", "learning_rate", 1.0, ""),
@@ -49,6 +51,7 @@ def page(
     environment.filters |= _FILTERS
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
+        generator=GENERATOR,
         title=title,
         subtitle=subtitle,
         stories=stories,

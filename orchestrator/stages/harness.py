@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.errors import RecipeError
 
-_REMEDY = "in the project's folder, pip install -e '.[evaluation]'"
+_REMEDY = "in the project's folder, pip install -c constraints.txt -e '.[evaluation]'"
 
 
 def ask(

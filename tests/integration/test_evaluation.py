@@ -172,7 +172,7 @@ def test_an_evaluation_measures_base_stages_and_merged_model_side_by_side(finish
     merged, adapter = (models[name]["held_out"]["validation"]["bits_per_byte"] for name in ("export", "instruct"))
     assert merged == pytest.approx(adapter, rel=1e-2)
     table = (finished.stage("evaluate") / "table.md").read_text(encoding="utf-8")
-    assert table in finished.output or table.splitlines()[0] in finished.output
+    assert table.rstrip() in finished.output
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:8]] == list(models)
 
 
@@ -255,6 +255,12 @@ def test_two_stages_named_together_are_compared(finished: Finished) -> None:
     assert "What differs" in page
     assert "The same stage: " in page
     assert "only in one of them" in told.stdout
+    # A page may be written again, and nothing else is written over.
+    assert report(finished, one, other, "--out", "both.html").returncode == 0
+    refused = report(finished, "runs", "--out", "prompts.txt")
+    assert refused.returncode == 2
+    assert "prompts.txt: is there already, and is no report" in refused.stderr
+    assert (finished.folder / "prompts.txt").read_text(encoding="utf-8") == "\n".join(PROMPTS)
     missing = report(finished, "nowhere")
     assert missing.returncode == 2
     assert "nowhere" in missing.stderr

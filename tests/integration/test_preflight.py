@@ -18,7 +18,7 @@ def test_all_findings_come_at_once_and_nothing_is_started(tmp_path: Path) -> Non
     assert completed.returncode == 2
     assert "text.jsonl:2" in completed.stderr
     assert "questions.json" in completed.stderr
-    assert "tracking.mode: online, but nobody is logged in to wandb here; run `wandb login`" in completed.stderr
+    assert "tracking.mode: online, but nobody is logged in to wandb here; run `wandb login`" in completed.stdout
     assert "starting Ray" not in completed.stdout
     assert not list((tmp_path / "runs").glob("*-????????????"))
 
@@ -59,6 +59,21 @@ def test_preflight_alone_takes_a_dry_step_and_leaves_nothing(tmp_path: Path) -> 
         assert "for a full batch" in line
         assert "MB at most in a worker" in line
     assert sorted((tmp_path / "runs").iterdir()) == before
+
+
+def test_out_of_memory_is_found_by_the_dry_step(tmp_path: Path) -> None:
+    base = ["base_model.hidden_size=8192", "base_model.intermediate_size=64", "base_model.num_layers=1"]
+    made = run_command([*base, "stages.vocabulary.merge=none", "stage=0", "tracking=none"], tmp_path)
+    assert made.returncode == 0, made.stdout + made.stderr
+    # The first hidden states alone are 275 GB, which no system promises.
+    large = "{block_length: 512, global_batch_size: 32768, resources: {micro_batch_size: 32768}}"
+    asked = [*base, "stages.vocabulary.merge=none", "stage=1", "workers=1", f"stages.embeddings={large}", "preflight=only"]
+    completed = run_command(asked, tmp_path)
+    assert completed.returncode == 2
+    assert "stages.embeddings: its largest step failed: rank 0" in completed.stderr
+    assert "lower resources.micro_batch_size" in completed.stderr
+    assert "stages.embeddings: a worker will hold about" in completed.stdout
+    assert not list((tmp_path / "runs").glob("embeddings-*"))
 
 
 def test_a_disk_that_is_too_small_is_seen_before_it_is_full(tmp_path: Path) -> None:
